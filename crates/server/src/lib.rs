@@ -1,0 +1,1 @@
+//! One node: REST, agent gateway, lease clock, reconcilers.

@@ -1,0 +1,1 @@
+//! The replicated state machine: operations in, outcomes and events out.
