@@ -1,0 +1,4 @@
+//! openraft over sled: log, vote, snapshots, peer transport, propose, read.
+
+mod codec;
+mod config;
