@@ -1,0 +1,6 @@
+//! Connection, reconcile loop, the Runtime trait and the process runtime.
+
+pub mod fence;
+pub mod files;
+pub mod lifeline;
+pub mod runtime;
