@@ -1,0 +1,105 @@
+//! What others are told: one event per record that an operation changed, in order.
+//!
+//! Events are kept in the state, so that a watcher can resume on any node, and so that a node's
+//! own parts (dispatch, reconcilers) see what was applied; the oldest are dropped beyond a bound.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use regent_types::Revision;
+
+use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, User};
+
+/// Revision, and which event of that revision, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EventId(pub Revision, pub u32);
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// When, by the cluster's clock.
+    pub at: u64,
+    /// The record after it (before it, where it is gone).
+    pub record: EventRecord,
+    /// Who did it, for people: `user:alice`, `agent:dev`, `system`; and why, where that matters.
+    pub by: String,
+}
+
+/// The record that an event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventRecord {
+    /// A session.
+    Session(Arc<Session>),
+    /// An agent.
+    Agent(Arc<Agent>),
+    /// A command.
+    Command(Arc<Command>),
+    /// A lease.
+    Lease(Arc<Lease>),
+    /// A template.
+    Template(Arc<Template>),
+    /// A user.
+    User(Arc<User>),
+    /// An API token.
+    ApiToken(Arc<ApiToken>),
+}
+
+/// What happened. The text form (`session.running`) is in [`EventKind::as_str`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventKind {
+    /// A session was created.
+    SessionCreated,
+    /// Tags, limits or metadata of a session changed.
+    SessionUpdated,
+    /// A session's state changed; the state is in the record.
+    SessionState,
+    /// A session was pruned.
+    SessionDeleted,
+    /// An agent was registered.
+    AgentRegistered,
+    /// Capacity, labels or the like of an agent changed.
+    AgentUpdated,
+    /// A first replica of an agent connected.
+    AgentOnline,
+    /// The last replica of an agent is gone.
+    AgentOffline,
+    /// A replica connected, or a connection was superseded by a newer one.
+    AgentConnected,
+    /// One of several replicas is gone.
+    AgentDisconnected,
+    /// Cordoned, uncordoned, draining.
+    AgentScheduling,
+    /// An agent was removed.
+    AgentDeleted,
+    /// A command was queued.
+    CommandCreated,
+    /// A command's status changed; the status is in the record.
+    CommandStatus,
+    /// A command was pruned.
+    CommandDeleted,
+    /// A lease was granted.
+    LeaseGranted,
+    /// A lease was given back.
+    LeaseReleased,
+    /// A lease's time was up.
+    LeaseExpired,
+    /// A lease was taken from its holder.
+    LeaseForceReleased,
+    /// A template was made or changed.
+    TemplateApplied,
+    /// A template was removed.
+    TemplateDeleted,
+    /// A user was made.
+    UserCreated,
+    /// Role, password or quota of a user changed.
+    UserUpdated,
+    /// A user was removed.
+    UserDeleted,
+    /// A token was made.
+    TokenCreated,
+    /// A token was revoked or has expired.
+    TokenDeleted,
+}

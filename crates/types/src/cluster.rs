@@ -1,0 +1,65 @@
+//! The cluster as its operators see it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClusterId, NodeId, Revision};
+
+/// Answer to `GET /cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// The identity of the cluster; absent before its first start is through.
+    pub cluster_id: Option<ClusterId>,
+    /// The node that answers.
+    pub node: NodeId,
+    /// Who leads, if known.
+    pub leader: Option<NodeId>,
+    /// The term of that.
+    pub term: u64,
+    /// All members.
+    pub members: Vec<Member>,
+}
+
+/// One member, as the node that answers sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// `leader`, `follower`, `candidate` or `learner`; `unknown` when it cannot be reached.
+    pub role: String,
+    /// Where its REST API is.
+    pub http: String,
+    /// Where its peer port is.
+    pub peer: String,
+    /// The revision that it has applied.
+    pub applied_index: Option<Revision>,
+    /// Its state's digest at the last common checkpoint, in hexadecimal.
+    pub digest: Option<String>,
+    /// Whether this node hears it.
+    pub reachable: bool,
+    /// Milliseconds since this node last heard it; 0 for itself.
+    pub lag_ms: Option<u64>,
+}
+
+/// Answer to `GET /version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Version {
+    /// The version of the program.
+    pub version: String,
+    /// The version of the agent protocol.
+    pub protocol: u32,
+    /// The feature level that this program supports.
+    pub feature_level: u32,
+}
+
+/// A revision in an answer's header, `X-Regent-Index`.
+pub const INDEX_HEADER: &str = "x-regent-index";
+/// The id of a request, `X-Request-Id`.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// The revision type of [`INDEX_HEADER`].
+pub type Index = Revision;

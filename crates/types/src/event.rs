@@ -1,0 +1,24 @@
+//! Events: what changed, in the order of the log.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Revision, Time};
+
+/// One event, the same on every node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// `REVISION.N`: the N-th event of that revision, from 0.
+    pub id: String,
+    /// The revision that caused it.
+    pub revision: Revision,
+    /// When, by the cluster's clock.
+    pub time: Time,
+    /// What happened, such as `session.running` or `agent.offline`.
+    pub kind: String,
+    /// The name of what it happened to.
+    pub subject: String,
+    /// The record after it, as its own GET would show it; `null` when it is gone.
+    pub record: serde_json::Value,
+}
