@@ -1,0 +1,296 @@
+//! Who this node is, which cluster it belongs to, and whom it talks to.
+//!
+//! A node that comes back empty under its old id has forgotten its votes; if it voted again, two leaders
+//! could be elected in one term and acknowledged writes be lost. So every data folder has a random
+//! incarnation, made once and synced. At the cluster's first start all members learn each other's, and
+//! from then on refuse any other under that id, for every purpose. The invariant: a node votes only for
+//! peers that remember the folder it votes from.
+//!
+//! The first start: every node is empty and asks the others who they are. The member with the lowest id,
+//! once all listed members answered that they are empty and have the same list, makes the cluster id and
+//! sends the [`Settlement`] (cluster id, members, incarnations); each stores it, synced, before it
+//! answers. Only when all have done so does openraft start there and initialise. A crash in between is
+//! harmless: the settlement is sent again, and is the same.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use regent_types::{ClusterId, NodeId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::codec;
+use crate::config::Member;
+use crate::options::ClusterSecret;
+use crate::transport::handshake::Hello;
+use crate::transport::wire::Purpose;
+
+/// Version of the stored [`Record`].
+const RECORD_VERSION: u8 = 1;
+
+/// The random name of a data folder, made at its first use.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Incarnation(pub(crate) [u8; 16]);
+
+impl Incarnation {
+    pub(crate) fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The first four bytes tell two folders apart for a person.
+        for byte in &self.0[..4] {
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The cluster, as named in a handshake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ClusterName {
+    /// Not settled yet; the hash of the member list stands in for the id.
+    Forming([u8; 32]),
+    /// The cluster id.
+    Formed(String),
+}
+
+/// A member as the settlement knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settled {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) member: Member,
+}
+
+/// What all members store before the cluster begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settlement {
+    pub(crate) cluster: String,
+    pub(crate) members: BTreeMap<u64, Settled>,
+}
+
+/// What a node says when asked who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdentityReply {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) member: Member,
+    /// `None`: it is empty.
+    pub(crate) settlement: Option<Settlement>,
+}
+
+/// What is stored, synced, in the data folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) node: u64,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) settlement: Option<Settlement>,
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        codec::encode(RECORD_VERSION, self)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, codec::CodecError> {
+        codec::decode(RECORD_VERSION, bytes)
+    }
+}
+
+/// Why one node will not talk to another, in words for the person who reads the refused node's log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub(crate) enum Refusal {
+    #[error("peer protocol {theirs} there, {ours} here")]
+    Protocol { theirs: u8, ours: u8 },
+    #[error("the cluster secrets differ")]
+    Secret,
+    #[error("asked for node {wanted}, but node {found} answers at this address")]
+    WrongNode { wanted: NodeId, found: NodeId },
+    #[error("node {here} was started with the members {ours}, node {there} with {theirs}: start both with the same list")]
+    Members { here: NodeId, ours: String, there: NodeId, theirs: String },
+    #[error("cluster {theirs} there, {ours} here")]
+    Cluster { theirs: String, ours: String },
+    #[error(
+        "the data of node {node} is gone: cluster {cluster} knows it with another data folder ({known}, not \
+         {given}). A node that forgot its votes may not come back under its id. Restore the folder, or start \
+         this machine under a node id that was never used, with an empty folder, and add it to the cluster"
+    )]
+    Forgotten { node: NodeId, cluster: String, known: Incarnation, given: Incarnation },
+    #[error("node {node} is not a member of cluster {cluster}")]
+    NotAMember { node: NodeId, cluster: String },
+    #[error("the identity is not settled yet")]
+    NotSettled,
+}
+
+impl Refusal {
+    /// Whether it passes by itself, as the cluster starts.
+    pub(crate) fn passes(&self) -> bool {
+        matches!(self, Self::NotSettled)
+    }
+
+    /// Whether the node that is told this can never join as it is, and should end.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Forgotten { .. } | Self::NotAMember { .. })
+    }
+}
+
+/// A settlement that may not be stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SettleError {
+    #[error("this node belongs to cluster {0} already")]
+    Other(String),
+    #[error("the settlement does not name this node's data folder")]
+    NotMine,
+}
+
+/// This node's identity and its memory of the others'. Cheap to read, on every handshake.
+pub(crate) struct Identity {
+    record: ArcSwap<Record>,
+    /// The member list as given at this start.
+    members: BTreeMap<NodeId, String>,
+    secret: ClusterSecret,
+}
+
+impl Identity {
+    pub(crate) fn new(record: Record, members: BTreeMap<NodeId, String>, secret: ClusterSecret) -> Self {
+        Self { record: ArcSwap::from_pointee(record), members, secret }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId(self.record.load().node)
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.record.load().incarnation
+    }
+
+    pub(crate) fn secret(&self) -> &ClusterSecret {
+        &self.secret
+    }
+
+    pub(crate) fn settlement(&self) -> Option<Settlement> {
+        self.record.load().settlement.clone()
+    }
+
+    pub(crate) fn cluster_id(&self) -> Option<ClusterId> {
+        let record = self.record.load();
+        record.settlement.as_ref().and_then(|s| ClusterId::new(&s.cluster).ok())
+    }
+
+    /// The member list as one line, the same for the same list.
+    pub(crate) fn members_text(&self) -> String {
+        members_text(&self.members)
+    }
+
+    pub(crate) fn cluster_name(&self) -> ClusterName {
+        match &self.record.load().settlement {
+            Some(settlement) => ClusterName::Formed(settlement.cluster.clone()),
+            None => ClusterName::Forming(hash(&self.members_text())),
+        }
+    }
+
+    /// Whether this node is the one that initialises: the lowest of the list.
+    pub(crate) fn is_founder(&self) -> bool {
+        self.members.keys().next() == Some(&self.node())
+    }
+
+    /// The record with `settlement` in it, to be stored before [`Identity::adopt`].
+    pub(crate) fn settle(&self, settlement: Settlement) -> Result<Record, SettleError> {
+        let record = self.record.load();
+        if let Some(ours) = &record.settlement {
+            // The same again: the founder crashed between sending and starting.
+            return if ours.cluster == settlement.cluster {
+                Ok(Record::clone(&record))
+            } else {
+                Err(SettleError::Other(ours.cluster.clone()))
+            };
+        }
+        let mine = settlement.members.get(&record.node).map(|m| m.incarnation);
+        if mine != Some(record.incarnation) {
+            return Err(SettleError::NotMine);
+        }
+        Ok(Record { settlement: Some(settlement), ..Record::clone(&record) })
+    }
+
+    /// Takes a record that is stored and synced.
+    pub(crate) fn adopt(&self, record: Record) {
+        self.record.store(Arc::new(record));
+    }
+
+    /// The client's check of the server it reached.
+    pub(crate) fn check_server(&self, node: NodeId, given: Incarnation) -> Result<(), Refusal> {
+        let record = self.record.load();
+        match &record.settlement {
+            None => Ok(()),
+            Some(settlement) => known(settlement, node, given),
+        }
+    }
+
+    /// The server's check of a client that proved the secret.
+    pub(crate) fn check_client(&self, hello: &Hello, their_members: &str) -> Result<(), Refusal> {
+        let record = self.record.load();
+        let (here, there) = (NodeId(record.node), NodeId(hello.from));
+        if hello.to != record.node {
+            return Err(Refusal::WrongNode { wanted: NodeId(hello.to), found: here });
+        }
+        let settling = hello.purpose == Purpose::Identity;
+        match (&record.settlement, &hello.cluster) {
+            (Some(ours), ClusterName::Formed(theirs)) => {
+                if *theirs != ours.cluster {
+                    return Err(Refusal::Cluster { theirs: ours.cluster.clone(), ours: theirs.clone() });
+                }
+                known(ours, there, hello.incarnation)
+            }
+            // One of us that missed the settlement may still fetch it; whoever lost its data may not.
+            (Some(ours), ClusterName::Forming(_)) => {
+                known(ours, there, hello.incarnation)?;
+                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+            }
+            // The founder sends the settlement again.
+            (None, ClusterName::Formed(_)) => {
+                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+            }
+            (None, ClusterName::Forming(theirs)) => {
+                let ours = self.members_text();
+                if *theirs != hash(&ours) {
+                    let theirs = their_members.to_owned();
+                    return Err(Refusal::Members { here, ours, there, theirs });
+                }
+                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+            }
+        }
+    }
+}
+
+fn known(settlement: &Settlement, node: NodeId, given: Incarnation) -> Result<(), Refusal> {
+    let cluster = settlement.cluster.clone();
+    match settlement.members.get(&node.0) {
+        None => Err(Refusal::NotAMember { node, cluster }),
+        Some(settled) if settled.incarnation == given => Ok(()),
+        Some(settled) => Err(Refusal::Forgotten { node, cluster, known: settled.incarnation, given }),
+    }
+}
+
+/// A member list as one line: `1=host:port,2=host:port`, by id.
+pub(crate) fn members_text(members: &BTreeMap<NodeId, String>) -> String {
+    let members: Vec<String> = members.iter().map(|(id, addr)| format!("{id}={addr}")).collect();
+    members.join(",")
+}
+
+fn hash(text: &str) -> [u8; 32] {
+    Sha256::digest(text.as_bytes()).into()
+}
+
+/// A new cluster id: 16 random hexadecimal digits.
+pub(crate) fn new_cluster_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}

@@ -1,0 +1,79 @@
+//! One TCP connection that carries frames.
+
+use futures::{SinkExt, StreamExt};
+use regent_types::NodeId;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+
+use super::wire::{decode, encode};
+use crate::codec::CodecError;
+use crate::identity::Refusal;
+
+/// Why a connection could not be made or is over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The network said no, or a frame exceeded its cap.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The other side closed it.
+    #[error("closed by the peer")]
+    Closed,
+    /// The other side said nothing for too long.
+    #[error("the peer does not answer")]
+    Silent,
+    /// A frame that does not decode.
+    #[error("malformed frame: {0}")]
+    Malformed(#[from] CodecError),
+    /// One side will not talk to the other.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+}
+
+impl LinkError {
+    /// Whether a person must do something before it can succeed.
+    pub(crate) fn is_fault(&self) -> bool {
+        match self {
+            Self::Malformed(_) => true,
+            Self::Refused(refusal) => !refusal.passes(),
+            Self::Io(_) | Self::Closed | Self::Silent => false,
+        }
+    }
+}
+
+/// A framed connection to one peer.
+pub(crate) struct Connection {
+    pub(crate) peer: NodeId,
+    pub(crate) reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    pub(crate) writer: FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, peer: NodeId, max_frame: usize) -> std::io::Result<Self> {
+        // Every frame is wanted at once; batching is done above.
+        stream.set_nodelay(true)?;
+        let (read, write) = stream.into_split();
+        let mut link = Self {
+            peer,
+            reader: FramedRead::new(read, LengthDelimitedCodec::new()),
+            writer: FramedWrite::new(write, LengthDelimitedCodec::new()),
+        };
+        link.set_max_frame(max_frame);
+        Ok(link)
+    }
+
+    pub(crate) fn set_max_frame(&mut self, bytes: usize) {
+        self.reader.decoder_mut().set_max_frame_length(bytes);
+        self.writer.encoder_mut().set_max_frame_length(bytes);
+    }
+
+    pub(crate) async fn send<T: Serialize>(&mut self, value: &T) -> Result<(), LinkError> {
+        Ok(self.writer.send(encode(value)).await?)
+    }
+
+    pub(crate) async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        let frame = self.reader.next().await.ok_or(LinkError::Closed)??;
+        Ok(decode(&frame)?)
+    }
+}

@@ -1,0 +1,162 @@
+//! The first frames of a connection: who is there, and do both know the secret?
+//!
+//! Challenge and response: each side sends a fresh nonce and proves the secret with an HMAC over
+//! everything said so far, so the secret never travels and a recorded proof is worth nothing. The server
+//! proves itself first; a client never tells its member list to a stranger. Whether the two may talk is
+//! then decided by `identity`, which sees only proven peers.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use hmac::{Hmac, KeyInit, Mac};
+use regent_types::NodeId;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::connection::{Connection, LinkError};
+use super::wire::{PROTOCOL, Purpose, decode, encode};
+use crate::identity::{ClusterName, Identity, Incarnation, Refusal};
+use crate::options::ClusterSecret;
+
+/// How long the whole handshake may take. Three messages; a peer that needs longer is stuck.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Largest frame of the handshake: a stranger can make us buffer no more than this.
+const HANDSHAKE_MAX_FRAME: usize = 16 * 1024;
+
+const SERVER_LABEL: &[u8] = b"regent peer server 1";
+const CLIENT_LABEL: &[u8] = b"regent peer client 1";
+
+type Nonce = [u8; 32];
+type Proof = [u8; 32];
+
+/// The client's first frame.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u8,
+    pub(crate) purpose: Purpose,
+    pub(crate) cluster: ClusterName,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) incarnation: Incarnation,
+    nonce: Nonce,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Challenge {
+    node: u64,
+    incarnation: Incarnation,
+    nonce: Nonce,
+    proof: Proof,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum ServerReply {
+    Challenge(Challenge),
+    /// The only thing said to a peer that has not proven itself.
+    Protocol(u8),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    proof: Proof,
+    members: String,
+}
+
+fn mac(secret: &ClusterSecret, label: &[u8], hello: &[u8], challenge: &Challenge) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.bytes()).expect("HMAC takes keys of every length");
+    mac.update(label);
+    mac.update(&(hello.len() as u64).to_le_bytes());
+    mac.update(hello);
+    mac.update(&challenge.node.to_le_bytes());
+    mac.update(&challenge.incarnation.0);
+    mac.update(&challenge.nonce);
+    mac
+}
+
+/// Connects to `to` at `addr` for `purpose`, proves both sides and agrees on identity.
+pub(crate) async fn dial(
+    identity: &Identity,
+    to: NodeId,
+    addr: &str,
+    purpose: Purpose,
+) -> Result<Connection, LinkError> {
+    let attempt = async {
+        let stream = TcpStream::connect(addr).await?;
+        let mut link = Connection::new(stream, to, HANDSHAKE_MAX_FRAME)?;
+        let hello = encode(&Hello {
+            protocol: PROTOCOL,
+            purpose,
+            cluster: identity.cluster_name(),
+            from: identity.node().0,
+            to: to.0,
+            incarnation: identity.incarnation(),
+            nonce: rand::random(),
+        });
+        link.writer.send(hello.clone()).await?;
+
+        let challenge = match link.receive::<ServerReply>().await? {
+            ServerReply::Challenge(challenge) => challenge,
+            ServerReply::Protocol(theirs) => {
+                return Err(Refusal::Protocol { theirs, ours: PROTOCOL }.into());
+            }
+        };
+        mac(identity.secret(), SERVER_LABEL, &hello, &challenge)
+            .verify_slice(&challenge.proof)
+            .map_err(|_| Refusal::Secret)?;
+        if challenge.node != to.0 {
+            return Err(Refusal::WrongNode { wanted: to, found: NodeId(challenge.node) }.into());
+        }
+        identity.check_server(to, challenge.incarnation)?;
+
+        let proof = mac(identity.secret(), CLIENT_LABEL, &hello, &challenge).finalize().into_bytes().into();
+        link.send(&Answer { proof, members: identity.members_text() }).await?;
+        link.receive::<Result<(), Refusal>>().await??;
+        link.set_max_frame(purpose.max_frame());
+        Ok(link)
+    };
+    timeout(HANDSHAKE_TIMEOUT, attempt).await.map_err(|_| LinkError::Silent)?
+}
+
+/// The server's side: proves itself, checks the proof, asks `identity` whether the two may talk.
+pub(crate) async fn accept(
+    identity: &Identity,
+    stream: TcpStream,
+) -> Result<(Connection, Purpose), LinkError> {
+    let attempt = async {
+        let mut link = Connection::new(stream, NodeId(0), HANDSHAKE_MAX_FRAME)?;
+        let first = link.reader.next().await.ok_or(LinkError::Closed)??.freeze();
+        // Another version's hello may not even decode: look at the version byte alone.
+        if first.first() != Some(&PROTOCOL) {
+            link.send(&ServerReply::Protocol(PROTOCOL)).await?;
+            return Err(Refusal::Protocol { theirs: first.first().copied().unwrap_or(0), ours: PROTOCOL }.into());
+        }
+        let hello: Hello = decode(&first)?;
+        link.peer = NodeId(hello.from);
+
+        let mut challenge = Challenge {
+            node: identity.node().0,
+            incarnation: identity.incarnation(),
+            nonce: rand::random(),
+            proof: [0; 32],
+        };
+        challenge.proof =
+            mac(identity.secret(), SERVER_LABEL, &first, &challenge).finalize().into_bytes().into();
+        let expected = mac(identity.secret(), CLIENT_LABEL, &first, &challenge);
+        link.send(&ServerReply::Challenge(challenge)).await?;
+
+        let answer: Answer = link.receive().await?;
+        let verdict = if expected.verify_slice(&answer.proof).is_err() {
+            Err(Refusal::Secret)
+        } else {
+            identity.check_client(&hello, &answer.members)
+        };
+        link.send(&verdict).await?;
+        verdict?;
+        link.set_max_frame(hello.purpose.max_frame());
+        Ok((link, hello.purpose))
+    };
+    timeout(HANDSHAKE_TIMEOUT, attempt).await.map_err(|_| LinkError::Silent)?
+}
