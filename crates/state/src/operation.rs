@@ -95,6 +95,10 @@ pub enum Operation {
         name: TemplateName,
         /// Its manifest, as JSON text; checked and normalised by who took it.
         manifest: String,
+        /// CPU in thousandths for a session that does not say, as the manifest has it.
+        cpu: u64,
+        /// Memory in bytes for a session that does not say, as the manifest has it.
+        memory: u64,
         /// Refuse when it exists.
         create_only: bool,
         /// Refuse when it has changed since.
@@ -219,6 +223,10 @@ pub enum Operation {
         epoch: Epoch,
         /// JSON text.
         result: String,
+        /// Where the session can be opened now, if the result says.
+        url: Option<String>,
+        /// What the result says of the session, as JSON text, if it does.
+        metadata: Option<String>,
     },
     /// The agent could not do a command.
     CommandFailed {

@@ -207,6 +207,10 @@ pub struct Session {
     pub metadata: String,
     /// The command that ends it, once asked for.
     pub stop_command: Option<CommandId>,
+    /// Where it was when its end was asked for: there it returns when that is called off in time.
+    pub stopped_from: Option<SessionState>,
+    /// Asleep in the records, but its agent has lost it: waking starts it anew.
+    pub gone: bool,
     /// When it was created.
     pub created_at: u64,
     /// When it last began to run or woke.
@@ -244,11 +248,12 @@ pub enum CommandState {
     },
     /// Handed to a connection.
     Sent {
-        /// The connection.
+        /// The connection. `Epoch(0)`: not answered in time, to be sent again from `deadline` on (so
+        /// the status does not go back to pending within a run).
         epoch: Epoch,
         /// When.
         at: u64,
-        /// When the acknowledgement is overdue.
+        /// When the acknowledgement is overdue; with `Epoch(0)`, when it may be sent again.
         deadline: u64,
     },
     /// The agent is at it.
@@ -311,6 +316,9 @@ pub struct Command {
     pub run: u32,
     /// How often it was sent in this run.
     pub attempts: u32,
+    /// How many of these were not acknowledged in time over a connection that stayed. Sending again
+    /// after a reconnect costs nothing, so that a flapping connection fails no command.
+    pub unanswered: u32,
     /// How many runs the control plane has begun by itself after retryable failures.
     pub automatic_runs: u32,
     /// Why the last attempt or run failed, while another one follows.
