@@ -1,0 +1,151 @@
+//! What a node is started with.
+//!
+//! Durations that must stand in a relation to each other (a heartbeat well below the stale time) are
+//! checked once, in [`Options::check`], so that nothing later has to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regent_types::NodeId;
+
+/// How often agents send a heartbeat, unless told otherwise.
+pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+/// After how long without one an agent is offline, unless told otherwise.
+pub const DEFAULT_STALE_AFTER: Duration = Duration::from_secs(30);
+
+/// Everything that one node needs to know.
+pub struct Options {
+    /// This node's id; it must be in `members` at the first start.
+    pub node: NodeId,
+    /// Folder of log, vote and snapshots; created when it is missing.
+    pub data: PathBuf,
+    /// Where REST and the agent gateway listen.
+    pub http: SocketAddr,
+    /// Where the peer transport listens.
+    pub peer: SocketAddr,
+    /// Base address at which clients and agents reach this node, such as `http://10.0.0.1:8000`; empty: from `http`.
+    pub advertise_http: String,
+    /// `host:port` at which the other members reach this node; empty: from `peer`.
+    pub advertise_peer: String,
+    /// Peer addresses of all members, this node included.
+    pub members: BTreeMap<NodeId, String>,
+    /// What all members know and nobody else does; at least 16 bytes.
+    pub secret: Vec<u8>,
+    /// How often agents send a heartbeat.
+    pub heartbeat: Duration,
+    /// After how long without one an agent is offline; more than twice the heartbeat.
+    pub stale_after: Duration,
+    /// The first admin token. Needed on at least one node at the very first start, ignored later.
+    pub bootstrap_token: Option<String>,
+    /// The first admin's password at the very first start; without it only the token can be used.
+    pub admin_password: Option<String>,
+    /// Shorter leases are granted, as tests and demonstrations need them.
+    pub dev: bool,
+    /// Log, vote and snapshots live in this process only (tests).
+    pub in_memory: bool,
+    /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
+    pub http_listener: Option<TcpListener>,
+    /// The same for `peer`.
+    pub peer_listener: Option<TcpListener>,
+}
+
+impl Options {
+    /// A node alone in its cluster, on loopback and free ports.
+    pub fn single(data: PathBuf, secret: Vec<u8>) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            node: NodeId(1),
+            data,
+            http: loopback,
+            peer: loopback,
+            advertise_http: String::new(),
+            advertise_peer: String::new(),
+            members: BTreeMap::new(),
+            secret,
+            heartbeat: DEFAULT_HEARTBEAT,
+            stale_after: DEFAULT_STALE_AFTER,
+            bootstrap_token: None,
+            admin_password: None,
+            dev: false,
+            in_memory: false,
+            http_listener: None,
+            peer_listener: None,
+        }
+    }
+
+    /// Refuses what contradicts itself, in words that name the option.
+    pub fn check(&self) -> Result<(), String> {
+        if self.node.0 == 0 {
+            return Err("a node id is 1 or more".to_owned());
+        }
+        if self.heartbeat.is_zero() || self.stale_after <= self.heartbeat.saturating_mul(2) {
+            return Err(format!(
+                "the stale time ({:?}) must be more than twice the heartbeat ({:?})",
+                self.stale_after, self.heartbeat
+            ));
+        }
+        if self.stale_after > Duration::from_millis(regent_types::lease::MAX_TTL_MS) {
+            return Err("the stale time must be at most an hour".to_owned());
+        }
+        if self.bootstrap_token.as_ref().is_some_and(|token| token.trim().len() < MIN_TOKEN_CHARS) {
+            return Err(format!("the bootstrap token must have at least {MIN_TOKEN_CHARS} characters"));
+        }
+        Ok(())
+    }
+
+    /// The stale time in milliseconds: the TTL of `agent/{id}` while a gateway holds it.
+    pub fn stale_ms(&self) -> u64 {
+        millis(self.stale_after)
+    }
+
+    /// The heartbeat in milliseconds.
+    pub fn heartbeat_ms(&self) -> u64 {
+        millis(self.heartbeat)
+    }
+}
+
+/// Fewest characters of a bootstrap token: less could be guessed through the API.
+const MIN_TOKEN_CHARS: usize = 16;
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+// By hand: three of the fields are secrets.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("node", &self.node)
+            .field("data", &self.data)
+            .field("http", &self.http)
+            .field("peer", &self.peer)
+            .field("members", &self.members)
+            .field("heartbeat", &self.heartbeat)
+            .field("stale_after", &self.stale_after)
+            .field("dev", &self.dev)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_too_close_to_the_stale_time_is_refused() {
+        let mut options = Options::single(PathBuf::new(), b"0123456789abcdef".to_vec());
+        assert_eq!(options.check(), Ok(()));
+        options.heartbeat = Duration::from_secs(15);
+        assert!(options.check().unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let mut options = Options::single(PathBuf::new(), b"0123456789abcdef".to_vec());
+        options.bootstrap_token = Some("regent_very_secret_token".to_owned());
+        assert!(!format!("{options:?}").contains("secret"));
+    }
+}

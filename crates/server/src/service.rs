@@ -1,0 +1,167 @@
+//! What every part of a node is handed: the replicated state, and what only the leader knows.
+//!
+//! A [`Service`] is cheap to clone and holds no state of its own. Deadlines of proposals and reads are
+//! set here once, so that no request can wait for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
+use regent_state::{Caller, Operation, Rejection, Request};
+use regent_types::{NodeId, Time};
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::Registry;
+use crate::options::Options;
+use crate::{activity, keepalive};
+
+/// How long a request waits for a quorum before it is answered 503 or 504: several elections.
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The parts of a node, for its routes and tasks.
+#[derive(Clone)]
+pub(crate) struct Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: Node,
+    options: Options,
+    leases: keepalive::Handle,
+    activity: activity::Handle,
+    registry: Registry,
+    stop: CancellationToken,
+    draining: AtomicBool,
+}
+
+/// Why a write or a read was not answered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ServiceError {
+    /// A write; [`ProposeError::is_unknown`] tells 503 from 504.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// A read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Service {
+    pub(crate) fn new(
+        node: Node,
+        options: Options,
+        leases: keepalive::Handle,
+        activity: activity::Handle,
+        stop: CancellationToken,
+    ) -> Self {
+        let inner = Inner {
+            node,
+            options,
+            leases,
+            activity,
+            registry: Registry::default(),
+            stop,
+            draining: AtomicBool::new(false),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The replicated state.
+    pub(crate) fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    /// What the node was started with.
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    /// Renewals, and what only the leader knows of leases.
+    pub(crate) fn leases(&self) -> &keepalive::Handle {
+        &self.inner.leases
+    }
+
+    /// Activity of sessions, kept by the leader.
+    pub(crate) fn activity(&self) -> &activity::Handle {
+        &self.inner.activity
+    }
+
+    /// The connections of agents that this node holds.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// Cancelled when the node stops; long-lived answers (event streams) end then.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.inner.stop
+    }
+
+    /// The node goes away: `/readyz` says so from now on and no agent is let in.
+    pub(crate) fn start_draining(&self) {
+        self.inner.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the node goes away.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::SeqCst)
+    }
+
+    /// Wall time, for people and token expiry shown to them; nothing is decided by it.
+    pub(crate) fn wall_now(&self) -> Time {
+        wall_now()
+    }
+
+    /// Writes, and waits until it is applied.
+    pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
+        Ok(self.inner.node.propose(&request, Instant::now() + REQUEST_DEADLINE).await?)
+    }
+
+    /// Writes on the cluster's own behalf (gateway, reconcilers).
+    pub(crate) async fn propose_own(&self, operation: Operation) -> Result<Proposed, ServiceError> {
+        self.propose(Request { caller: Caller::Node(self.id()), idempotency: None, operation }).await
+    }
+
+    /// A linearizable view: everything that was acknowledged before the call is in it.
+    pub(crate) async fn read(&self) -> Result<Arc<View>, ServiceError> {
+        Ok(self.inner.node.read(Instant::now() + REQUEST_DEADLINE).await?)
+    }
+
+    /// This node's id.
+    pub(crate) fn id(&self) -> NodeId {
+        self.inner.options.node
+    }
+
+    /// Whether requests can be served here, and why not.
+    pub(crate) fn is_ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push("the node is stopping".to_owned());
+        }
+        let status = self.inner.node.status();
+        match status.health {
+            Health::Serving => {}
+            Health::Starting => reasons.push("the node is starting".to_owned()),
+            Health::NoQuorum => reasons.push("the node reaches no quorum".to_owned()),
+            Health::Diverged => reasons.push("the node's state differs from the majority's".to_owned()),
+            Health::Stopping => reasons.push("the node is stopping".to_owned()),
+            Health::Failed(reason) => reasons.push(format!("the node failed: {reason}")),
+        }
+        if status.leader.is_none() {
+            reasons.push("no leader is known".to_owned());
+        }
+        if self.inner.node.view().state.cluster_id().is_none() {
+            reasons.push("the cluster is not initialised yet".to_owned());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}
+
+/// Whether a rejection says that a report or a decision came too late; nobody needs to act on it.
+pub(crate) fn is_outdated(rejection: &Rejection) -> bool {
+    matches!(rejection, Rejection::Superseded | Rejection::WrongLeadership)
+}
+
+pub(crate) fn wall_now() -> Time {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
