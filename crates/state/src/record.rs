@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, CommandId, Epoch, LeaseName, NodeId, Principal, ReplicaName, Revision, SessionName, TemplateName,
-    Token, TokenId, UserName,
+    AgentId, CommandId, Epoch, LeaseName, NodeId, Principal, ReplicaName, Revision, SessionName,
+    TemplateName, Token, TokenId, UserName,
 };
 
 /// Labels of an agent, or those that a session wants.
@@ -166,6 +166,37 @@ pub enum SessionState {
     Lost,
 }
 
+impl SessionState {
+    /// Whether nothing follows.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Terminated | Self::Failed | Self::Lost)
+    }
+
+    /// Whether something is under way that an agent must do.
+    pub fn is_transitional(self) -> bool {
+        matches!(
+            self,
+            Self::Pending | Self::Starting | Self::Hibernating | Self::Waking | Self::Terminating
+        )
+    }
+
+    /// The state in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Hibernating => "hibernating",
+            Self::Hibernated => "hibernated",
+            Self::Waking => "waking",
+            Self::Terminating => "terminating",
+            Self::Terminated => "terminated",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// A session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
@@ -238,6 +269,19 @@ pub enum Action {
     Custom(String),
 }
 
+impl Action {
+    /// The word that agents get.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::StartSession => "start_session",
+            Self::StopSession => "stop_session",
+            Self::HibernateSession => "hibernate_session",
+            Self::WakeSession => "wake_session",
+            Self::Custom(word) => word,
+        }
+    }
+}
+
 /// Where a command is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommandState {
@@ -291,6 +335,31 @@ pub enum CommandState {
         /// When.
         at: u64,
     },
+}
+
+impl CommandState {
+    /// Whether nothing follows by itself.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Pending { .. } | Self::Sent { .. } | Self::Acknowledged { .. } => false,
+            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Expired { .. } => {
+                true
+            }
+        }
+    }
+
+    /// The status in words.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending { .. } => "pending",
+            Self::Sent { .. } => "sent",
+            Self::Acknowledged { .. } => "acknowledged",
+            Self::Completed { .. } => "completed",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Expired { .. } => "expired",
+        }
+    }
 }
 
 /// A command. Queued per agent in the order of `seq`; per session strictly one after another.
