@@ -1,1 +1,36 @@
 //! Typed client of the public API.
+//!
+//! A [`Client`] knows all nodes and asks them in turn: any node serves any request, so a node that is
+//! gone, has no leader or has no quorum only costs the time until the next one is asked. What makes this
+//! safe for calls that change something is the idempotency key: it is made once per call and goes along
+//! with every repetition, so a call whose outcome is unknown may be repeated.
+//!
+//! - `call`: one call: which server, how often, how long; the only place that sends.
+//! - [`backoff`]: waiting between attempts, full jitter.
+//! - [`error`]: what can come of it.
+//! - [`page`]: lists, a page at a time or all at once.
+//! - one file for each noun: `auth`, `sessions`, `templates`, `users`, `tokens`, `agents`, `commands`,
+//!   `leases`, `events`, `cluster`.
+
+mod agents;
+mod auth;
+pub mod backoff;
+mod call;
+mod cluster;
+mod commands;
+pub mod error;
+mod events;
+mod leases;
+pub mod page;
+mod sessions;
+mod sse;
+mod templates;
+mod tokens;
+mod users;
+
+pub use call::{Client, Consistency};
+pub use commands::CommandFilter;
+pub use error::Error;
+pub use events::EventFilter;
+pub use page::Page;
+pub use sessions::{SessionFilter, Tagged};

@@ -1,0 +1,29 @@
+//! The cluster and the node that answers.
+
+use regent_types::Revision;
+use regent_types::cluster::{Cluster, Version};
+
+use crate::call::Call;
+use crate::{Client, Error};
+
+impl Client {
+    /// The cluster as the node that answers sees it.
+    pub async fn cluster(&self) -> Result<Cluster, Error> {
+        self.fetch(Call::get(["cluster"])).await
+    }
+
+    /// The revision up to which the node that answers has applied.
+    pub async fn index(&self) -> Result<Option<Revision>, Error> {
+        Ok(self.send(Call::get(["cluster"])).await?.index())
+    }
+
+    /// What the node that answers runs.
+    pub async fn version(&self) -> Result<Version, Error> {
+        self.fetch(Call::get(["version"]).outside_api()).await
+    }
+
+    /// Succeeds when the node that answers serves; use [`Client::only`] to mean a certain one.
+    pub async fn readyz(&self) -> Result<(), Error> {
+        self.send(Call::get(["readyz"]).outside_api()).await.map(drop)
+    }
+}
