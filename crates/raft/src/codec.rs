@@ -44,7 +44,10 @@ pub fn encode_into<T: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &T) {
 pub fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, CodecError> {
     let (&found, body) = bytes.split_first().ok_or(CodecError::Empty)?;
     if found != version {
-        return Err(CodecError::Version { found, expected: version });
+        return Err(CodecError::Version {
+            found,
+            expected: version,
+        });
     }
     decode_body(body)
 }
@@ -70,7 +73,13 @@ mod tests {
     #[test]
     fn other_versions_trailing_bytes_and_huge_lengths_are_refused() {
         let mut bytes = encode(3, &7_u64);
-        assert!(matches!(decode::<u64>(2, &bytes), Err(CodecError::Version { found: 3, expected: 2 })));
+        assert!(matches!(
+            decode::<u64>(2, &bytes),
+            Err(CodecError::Version {
+                found: 3,
+                expected: 2
+            })
+        ));
         bytes.push(0);
         assert!(matches!(decode::<u64>(3, &bytes), Err(CodecError::Malformed(_))));
         // A length of 2^63 in front of nothing must not allocate.

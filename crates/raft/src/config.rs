@@ -129,7 +129,10 @@ pub struct SnapshotPolicy {
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        Self { every: 50_000, keep: 10_000 }
+        Self {
+            every: 50_000,
+            keep: 10_000,
+        }
     }
 }
 
@@ -191,13 +194,19 @@ mod tests {
 
     #[test]
     fn a_heartbeat_longer_than_the_election_is_refused() {
-        let timing = Timing { heartbeat: Duration::from_secs(9), ..Timing::default() };
+        let timing = Timing {
+            heartbeat: Duration::from_secs(9),
+            ..Timing::default()
+        };
         assert!(raft_config("regent", &timing, &SnapshotPolicy::default()).is_err());
     }
 
     #[test]
     fn a_proposal_does_not_print_its_body() {
-        let proposal = Proposal { at: 7, body: Bytes::from_static(b"secret") };
+        let proposal = Proposal {
+            at: 7,
+            body: Bytes::from_static(b"secret"),
+        };
         assert_eq!(format!("{proposal:?}"), "proposal at 7 of 6 bytes");
     }
 }

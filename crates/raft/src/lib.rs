@@ -2,3 +2,5 @@
 
 mod codec;
 mod config;
+mod folder;
+mod log;

@@ -1,0 +1,111 @@
+//! The data folder of one node: who may use it.
+//!
+//! Two processes on one folder would write two logs over each other and vote twice, so the folder is locked
+//! for as long as the node lives. The lock belongs to the open file: the kernel releases it with the process,
+//! however that ends, so there is no stale lock to clean up.
+//!
+//! ```text
+//! <data>/lock         this lock, with the pid of the holder for people
+//! <data>/log/         the sled database: log, vote, metadata
+//! <data>/log.mark     the watermark of what was promised
+//! <data>/snapshots/   snapshot files
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// A locked data folder. The lock is held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// Another process has it.
+    #[error("the data folder {} is in use by another process{}", path.display(), pid.as_ref().map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process that has it, as it noted itself.
+        pid: Option<String>,
+    },
+    /// It cannot be created, read or locked.
+    #[error("the data folder {} cannot be used", path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DataFolder {
+    /// Creates the folder if it is missing and locks it.
+    pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
+        let failed = |source| FolderError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join("lock"))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // The pid only makes the message better; without it the message is still right.
+                let _ = lock.read_to_string(&mut pid);
+                let pid = Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty());
+                return Err(FolderError::InUse {
+                    path: path.to_owned(),
+                    pid,
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
+        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The folder itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where snapshots are.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_user_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("node-1");
+        let first = DataFolder::open(&path).unwrap();
+        let refused = DataFolder::open(&path).unwrap_err();
+        let own_pid = std::process::id().to_string();
+        assert!(matches!(&refused, FolderError::InUse { pid: Some(pid), .. } if *pid == own_pid));
+        assert!(refused.to_string().contains("in use by another process"));
+        drop(first);
+        DataFolder::open(&path).unwrap();
+    }
+}

@@ -1,0 +1,287 @@
+//! The log in sled 0.34.7, within the limits that this version sets.
+//!
+//! - `flush` is `pwrite` plus `sync_file_range`: it makes nothing durable. After it we sync a handle of our
+//!   own to sled's file, and only then is a promise kept.
+//! - A value over 131,052 bytes goes to a blob file that is never synced, and so does a consolidated leaf of
+//!   that size, which holds up to 17 entries. So a record is cut into parts small enough that a full leaf of
+//!   them stays below: nothing is ever too large, and nothing leaves the synced file.
+//! - Plain inserts from one thread, in order. No batches, no transactions, no subscribers, no `flush_async`:
+//!   the first use of those flips a process-wide lock or can deadlock.
+//! - The flusher must run (`flush_every_ms`): segments are freed only there.
+//!
+//! One such database per process; two are unsupported by sled.
+
+use std::fs::File;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use super::mark::Mark;
+use super::{Engine, LogError, Promise, Visit};
+
+/// Bytes of one part. sled splits a leaf when it has more than 16 entries, so at most 17 are written
+/// together: 17 x (7,168 + key and header) stays below 131,052.
+const PART: usize = 7 * 1024;
+/// Key: index and number of the part, big-endian, so that keys sort as the log does.
+const KEY: usize = 10;
+/// The first part begins with the number of parts, little-endian.
+const PARTS_HEADER: usize = 2;
+/// sled's page cache. The default of 1 GiB is more than a control plane should take; the log's tail is in
+/// our own memory, so sled reads only on start and for a follower that is far behind.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// How often sled flushes by itself and frees segments, in milliseconds.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// The sled engine.
+pub(crate) struct SledEngine {
+    folder: PathBuf,
+    database: sled::Db,
+    records: sled::Tree,
+    values: sled::Tree,
+    /// Our own handle to sled's file, for the sync that sled does not do.
+    file: File,
+    mark: Mark,
+    promised: Option<Promise>,
+}
+
+impl SledEngine {
+    /// Opens or creates the database in `<data>/log` and the watermark `<data>/log.mark`.
+    pub(crate) fn open(data: &Path) -> Result<Self, LogError> {
+        let folder = data.join("log");
+        let (mark, promised) = Mark::open(&data.join("log.mark"))?;
+        let failed = |source| LogError::Engine {
+            place: folder.display().to_string(),
+            source,
+        };
+        let config = sled::Config::new()
+            .path(&folder)
+            .mode(sled::Mode::HighThroughput)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(Some(FLUSH_EVERY_MS))
+            .use_compression(false);
+        // sled asserts its way through a damaged file: a panic there is damage, not a bug of ours.
+        let database = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|panic| LogError::Damaged {
+                place: folder.display().to_string(),
+                what: format!("the database cannot be opened: {}", panic_text(&*panic)),
+            })?
+            .map_err(|source| match source {
+                sled::Error::Corruption { .. } | sled::Error::ReportableBug(_) => LogError::Damaged {
+                    place: folder.display().to_string(),
+                    what: format!("the database cannot be opened: {source}"),
+                },
+                source => failed(source),
+            })?;
+        let records = database.open_tree("records").map_err(failed)?;
+        let values = database.open_tree("values").map_err(failed)?;
+        let path = folder.join("db");
+        let file = File::open(&path).map_err(|source| LogError::File {
+            path,
+            what: "cannot open the database file for syncing",
+            source,
+        })?;
+        // The names of a fresh database's files must survive a loss of power as well.
+        for dir in [&folder, &data.to_owned()] {
+            sync_folder(dir)?;
+        }
+        Ok(Self {
+            folder,
+            database,
+            records,
+            values,
+            file,
+            mark,
+            promised,
+        })
+    }
+
+    fn failed(&self, source: sled::Error) -> LogError {
+        match source {
+            sled::Error::Corruption { at, .. } => self.damaged(format!("sled finds a damaged page ({at:?})")),
+            source => LogError::Engine {
+                place: self.place(),
+                source,
+            },
+        }
+    }
+
+    fn damaged(&self, what: String) -> LogError {
+        LogError::Damaged {
+            place: self.place(),
+            what,
+        }
+    }
+}
+
+impl Engine for SledEngine {
+    fn insert(&self, index: u64, record: &[u8]) -> Result<(), LogError> {
+        let first_len = record.len().min(PART);
+        let (first, rest) = record.split_at(first_len);
+        let parts = u16::try_from(1 + rest.len().div_ceil(PART))
+            .map_err(|_| self.damaged(format!("the record of index {index} is impossibly large")))?;
+        let mut value = Vec::with_capacity(PARTS_HEADER + first.len());
+        value.extend_from_slice(&parts.to_le_bytes());
+        value.extend_from_slice(first);
+        self.records
+            .insert(key(index, 0), value)
+            .map_err(|e| self.failed(e))?;
+        for (part, bytes) in (1_u16..).zip(rest.chunks(PART)) {
+            self.records
+                .insert(key(index, part), bytes)
+                .map_err(|e| self.failed(e))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, index: u64) -> Result<(), LogError> {
+        let Some(first) = self.records.get(key(index, 0)).map_err(|e| self.failed(e))? else {
+            return Ok(());
+        };
+        let parts = first
+            .split_first_chunk()
+            .map(|(parts, _)| u16::from_le_bytes(*parts))
+            .ok_or_else(|| self.damaged(format!("the record of index {index} is empty")))?;
+        // From the tail backward: a crash in between leaves a record that is incomplete at its end.
+        for part in (0..parts).rev() {
+            self.records
+                .remove(key(index, part))
+                .map_err(|e| self.failed(e))?;
+        }
+        Ok(())
+    }
+
+    fn purge(&self, below: u64, at_most: usize) -> Result<bool, LogError> {
+        // Key by key and not record by record: a crash during an earlier purge may have left half a record.
+        let mut removed = 0;
+        for item in self.records.range(..key(below, 0)).keys().take(at_most) {
+            let found = item.map_err(|e| self.failed(e))?;
+            self.records.remove(found).map_err(|e| self.failed(e))?;
+            removed += 1;
+        }
+        Ok(removed == at_most)
+    }
+
+    fn scan(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Result<(), LogError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut record: Vec<u8> = Vec::new();
+        // Index of the record being gathered, the part that comes next, and how many it has.
+        let mut gathering: Option<(u64, u16, u16)> = None;
+        for item in self.records.range(key(range.start, 0)..key(range.end, 0)) {
+            let (found, value) = item.map_err(|e| self.failed(e))?;
+            let (index, part) =
+                parse_key(&found).ok_or_else(|| self.damaged("a key has the wrong length".to_owned()))?;
+            let (parts, bytes) = match gathering {
+                Some((at, next, parts)) if at == index && next == part => (parts, &value[..]),
+                Some((at, next, parts)) => {
+                    return Err(
+                        self.damaged(format!("the record of index {at} lacks part {next} of {parts}"))
+                    );
+                }
+                None if part == 0 => {
+                    record.clear();
+                    value
+                        .split_first_chunk()
+                        .map(|(parts, bytes)| (u16::from_le_bytes(*parts), bytes))
+                        .ok_or_else(|| self.damaged(format!("the record of index {index} is empty")))?
+                }
+                None => {
+                    return Err(self.damaged(format!("the record of index {index} has no beginning")));
+                }
+            };
+            record.extend_from_slice(bytes);
+            if part + 1 < parts {
+                gathering = Some((index, part + 1, parts));
+                continue;
+            }
+            gathering = None;
+            if !visit(index, &record)? {
+                return Ok(());
+            }
+        }
+        if let Some((index, next, parts)) = gathering {
+            // Nothing follows it in the range. At the end of the log that is a write that a crash cut
+            // short; it was never synced, and the watermark would tell if it had been.
+            if self.records.range(key(range.end, 0)..).next().is_some() {
+                return Err(self.damaged(format!(
+                    "the record of index {index} lacks part {next} of {parts}"
+                )));
+            }
+            warn!(
+                index,
+                next, parts, "the last record of the log is incomplete, leaving it out"
+            );
+        }
+        Ok(())
+    }
+
+    fn put(&self, name: &str, value: &[u8]) -> Result<(), LogError> {
+        self.values
+            .insert(name, value)
+            .map(drop)
+            .map_err(|e| self.failed(e))
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        let found = self.values.get(name).map_err(|e| self.failed(e))?;
+        Ok(found.map(|value| value.to_vec()))
+    }
+
+    fn sync(&self, promise: &Promise) -> Result<(), LogError> {
+        self.database.flush().map_err(|e| self.failed(e))?;
+        self.file.sync_data().map_err(|source| LogError::File {
+            path: self.folder.join("db"),
+            what: "cannot sync the database",
+            source,
+        })?;
+        self.mark.write(promise)
+    }
+
+    fn lower(&self, promise: &Promise) -> Result<(), LogError> {
+        self.mark.write_durably(promise)
+    }
+
+    fn promised(&self) -> Result<Option<Promise>, LogError> {
+        Ok(self.promised)
+    }
+
+    fn place(&self) -> String {
+        self.folder.display().to_string()
+    }
+}
+
+fn key(index: u64, part: u16) -> [u8; KEY] {
+    let mut key = [0; KEY];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key[8..].copy_from_slice(&part.to_be_bytes());
+    key
+}
+
+fn parse_key(key: &[u8]) -> Option<(u64, u16)> {
+    let (index, part) = key.split_first_chunk()?;
+    Some((
+        u64::from_be_bytes(*index),
+        u16::from_be_bytes(part.try_into().ok()?),
+    ))
+}
+
+fn sync_folder(folder: &Path) -> Result<(), LogError> {
+    File::open(folder)
+        .and_then(|handle| handle.sync_all())
+        .map_err(|source| LogError::File {
+            path: folder.to_owned(),
+            what: "cannot sync the folder",
+            source,
+        })
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}

@@ -1,0 +1,254 @@
+//! The one thread that writes.
+//!
+//! It takes all work that waits, hands it to the engine in order, syncs once and then completes everything
+//! in order. While a sync runs the next batch gathers by itself, so nothing ever lingers for company. Votes
+//! and truncations travel in the same queue as entries, because a vote is part of the log's order.
+//!
+//! The first error poisons the log: whatever waits and whatever comes is refused, and no sync is ever tried
+//! again, because after a failed one nobody knows what the disk holds (the kernel drops the dirty pages).
+
+use std::sync::Arc;
+
+use openraft::storage::IOFlushed;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tracing::{error, info};
+
+use super::store::Shared;
+use super::{LogError, Promise, record};
+use crate::config::{Entry, LogId, TypeConfig, Vote};
+
+/// Most items that share one sync. Their bytes are bounded by the queue's budget; this bounds how long the
+/// first of them can wait for the others to be written.
+const MAX_BATCH: usize = 1_024;
+/// Records removed between two batches of writes: a purge of a snapshot's worth of entries must not stop
+/// the log for as long as that takes.
+const PURGE_STEP: usize = 256;
+
+/// Names of the small values.
+pub(super) const VOTE: &str = "vote";
+pub(super) const COMMITTED: &str = "committed";
+pub(super) const PURGED: &str = "purged";
+
+/// Answers the caller of a write.
+pub(super) type Answer = oneshot::Sender<Result<(), LogError>>;
+
+/// One item of the queue.
+pub(super) enum Work {
+    /// Append entries; the permit is their share of the queue's budget.
+    Append {
+        entries: Vec<Entry>,
+        flushed: IOFlushed<TypeConfig>,
+        permit: OwnedSemaphorePermit,
+    },
+    /// Save a vote.
+    Vote { vote: Vote, answer: Answer },
+    /// Remove the entries after `last`.
+    Truncate { last: Option<LogId>, answer: Answer },
+    /// Forget the entries up to this one. Nobody waits.
+    Purge(LogId),
+    /// Note what is committed. Nobody waits.
+    Committed(Option<LogId>),
+    /// Store a metadata value under its full name.
+    Metadata {
+        name: String,
+        value: Vec<u8>,
+        answer: Answer,
+    },
+}
+
+/// Whom to tell, after the sync.
+enum Done {
+    Flushed(
+        IOFlushed<TypeConfig>,
+        #[expect(dead_code, reason = "returns its budget when dropped")] OwnedSemaphorePermit,
+    ),
+    Answer(Answer),
+}
+
+/// What the thread knows of the engine's content.
+pub(super) struct Position {
+    /// The last entry, or the last purged one.
+    pub(super) last: Option<LogId>,
+    /// The last purged entry.
+    pub(super) purged: Option<LogId>,
+    /// The vote.
+    pub(super) vote: Option<Vote>,
+}
+
+impl Position {
+    fn next(&self) -> u64 {
+        self.last.map_or(0, |last| last.index + 1)
+    }
+
+    fn promise(&self) -> Promise {
+        Promise {
+            last: self.last,
+            vote: self.vote,
+        }
+    }
+}
+
+/// Runs until every sender of `queue` is gone and its items are done.
+pub(super) fn run(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Work>, mut position: Position) {
+    let mut purging = false;
+    let mut batch = Vec::new();
+    loop {
+        let first = if purging {
+            match queue.try_recv() {
+                Ok(work) => Some(work),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => break,
+            }
+        } else {
+            match queue.blocking_recv() {
+                Some(work) => Some(work),
+                None => break,
+            }
+        };
+        batch.extend(first);
+        while !batch.is_empty() && batch.len() < MAX_BATCH {
+            match queue.try_recv() {
+                Ok(work) => batch.push(work),
+                Err(_) => break,
+            }
+        }
+        purging |= batch.iter().any(|work| matches!(work, Work::Purge(_)));
+        if !batch.is_empty() {
+            write_batch(shared, &mut position, batch.drain(..));
+        }
+        if purging {
+            let first = position.purged.map_or(0, |purged| purged.index + 1);
+            purging = purge_step(shared, first);
+        }
+    }
+    info!("the raft log is closed");
+}
+
+fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<Item = Work>) {
+    let mut done = Vec::new();
+    let mut must_sync = false;
+    let mut outcome = shared.check();
+    for work in batch {
+        let waits = work.waits();
+        if outcome.is_ok() {
+            outcome = write_one(shared, position, &work);
+            must_sync |= waits;
+        }
+        done.extend(work.done());
+    }
+    if outcome.is_ok() && must_sync {
+        outcome = shared.engine.sync(&position.promise());
+    }
+    match outcome {
+        Ok(()) => {
+            shared.written_below(position.next());
+            for waiter in done {
+                waiter.complete(Ok(()));
+            }
+        }
+        Err(cause) => {
+            shared.poison(&cause);
+            for waiter in done {
+                waiter.complete(shared.check());
+            }
+        }
+    }
+}
+
+fn write_one(shared: &Shared, position: &mut Position, work: &Work) -> Result<(), LogError> {
+    let engine = &shared.engine;
+    match work {
+        Work::Append { entries, .. } => {
+            for entry in entries {
+                engine.insert(entry.log_id.index, &record::encode_entry(entry))?;
+                position.last = Some(entry.log_id);
+            }
+            Ok(())
+        }
+        Work::Vote { vote, .. } => {
+            engine.put(VOTE, &record::encode_value(vote))?;
+            position.vote = Some(*vote);
+            Ok(())
+        }
+        Work::Truncate { last, .. } => {
+            let next = position.next();
+            let from = last.map_or(0, |last| last.index + 1);
+            if from >= next {
+                return Ok(());
+            }
+            position.last = (*last).max(position.purged);
+            engine.lower(&position.promise())?;
+            for index in (from..next).rev() {
+                engine.remove(index)?;
+            }
+            Ok(())
+        }
+        Work::Purge(upto) => {
+            engine.put(PURGED, &record::encode_value(upto))?;
+            position.purged = Some(*upto);
+            position.last = position.last.max(Some(*upto));
+            Ok(())
+        }
+        Work::Committed(committed) => engine.put(COMMITTED, &record::encode_value(committed)),
+        Work::Metadata { name, value, .. } => engine.put(name, value),
+    }
+}
+
+/// Removes some purged records and says whether there may be more.
+fn purge_step(shared: &Shared, below: u64) -> bool {
+    if shared.check().is_err() {
+        return false;
+    }
+    match shared.engine.purge(below, PURGE_STEP) {
+        Ok(more) => more,
+        Err(cause) => {
+            shared.poison(&cause);
+            false
+        }
+    }
+}
+
+impl Work {
+    /// Whether somebody waits for it to be durable.
+    fn waits(&self) -> bool {
+        match self {
+            Self::Append { .. } | Self::Vote { .. } | Self::Truncate { .. } | Self::Metadata { .. } => true,
+            Self::Purge(_) | Self::Committed(_) => false,
+        }
+    }
+
+    fn done(self) -> Option<Done> {
+        match self {
+            Self::Append { flushed, permit, .. } => Some(Done::Flushed(flushed, permit)),
+            Self::Vote { answer, .. } | Self::Truncate { answer, .. } | Self::Metadata { answer, .. } => {
+                Some(Done::Answer(answer))
+            }
+            Self::Purge(_) | Self::Committed(_) => None,
+        }
+    }
+}
+
+impl Done {
+    fn complete(self, outcome: Result<(), LogError>) {
+        match self {
+            Self::Flushed(flushed, _permit) => flushed.io_completed(outcome.map_err(Into::into)),
+            Self::Answer(answer) => {
+                // A caller that stopped waiting does not need to know.
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+}
+
+/// Turns a panic of the thread into a poisoned log, so that the node stops instead of waiting for ever.
+pub(super) struct PanicGuard(pub(super) Arc<Shared>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            error!("the log writer panicked");
+            self.0.poison(&LogError::Closed);
+        }
+    }
+}
