@@ -2,5 +2,6 @@
 
 pub mod fence;
 pub mod files;
+pub mod journal;
 pub mod lifeline;
 pub mod runtime;

@@ -1,0 +1,687 @@
+//! The process runtime's actions, synchronous: each takes the session's lock, passes the fence, looks at
+//! what is there, and only then acts.
+//!
+//! Invariant: what an action decides by was read under the session's lock, from disk and `/proc`, never
+//! from memory. A launch that fails has ended everything it began before the error is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use regent_types::{SessionName, Token};
+use rustix::event::{PollFd, PollFlags};
+
+use super::super::{
+    Exit, Generation, HibernateMode, Observed, ObservedState, RuntimeError, SessionRef, StartSpec,
+};
+use super::ProcessOptions;
+use super::layout::{
+    self, ENV_FOLDER, ENV_GENERATION, ENV_SESSION, ENV_SHIM, ENV_TOKEN, Hibernated, Launch, Layout, Reply,
+    Running, SessionFolder, boot_id, now_ms, private_folder,
+};
+use super::scan::Scan;
+use super::{end, limits};
+use crate::fence::Fence;
+use crate::files;
+use crate::lifeline::{ProcessId, poll_for};
+
+/// How long a shim may take to start the program: two syncs and two execs, on a machine that is busy.
+const LAUNCH_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a shim may take to end after its program: it sweeps up for two seconds and syncs a file.
+const SHIM_WAIT: Duration = Duration::from_secs(4);
+
+/// The grace of a generation that is replaced, and of a session that hibernates by ending.
+const REPLACE_GRACE: Duration = Duration::from_secs(10);
+
+/// How often another free port is asked for when the system offers one that a session of ours was given.
+const PORT_TRIES: usize = 64;
+
+/// The longest answer of a shim.
+const MAX_REPLY: usize = 64 * 1024;
+
+/// Where programs are looked for when the agent itself has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A session that was started, or found to be there.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) observed: Observed,
+    /// The process to watch, if it runs.
+    pub(super) shim: Option<ProcessId>,
+    /// The shim as our child, to be taken off the process table when it ends.
+    pub(super) child: Option<Child>,
+    /// How long to wait for its port, if it was started just now.
+    pub(super) ready_within: Option<Duration>,
+}
+
+/// What to do when a watched process has ended.
+#[derive(Debug)]
+pub(super) enum AfterEnd {
+    /// The session has ended by itself.
+    Tell { token: Token, exit: Exit },
+    /// Only the shim has; the program is still there.
+    GoesOn { program: ProcessId },
+    /// It was stopped, hibernated or replaced.
+    Nothing,
+}
+
+/// What was found of a session, and which process to watch.
+struct Look {
+    observed: Observed,
+    watch: Option<ProcessId>,
+    launch: Option<Launch>,
+}
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    options: ProcessOptions,
+    layout: Layout,
+    fence: Fence,
+    boot: String,
+    /// Ports given to sessions by this process: the system may offer one again before it is bound.
+    ports: Mutex<BTreeMap<SessionName, u16>>,
+}
+
+impl Engine {
+    pub(super) fn open(options: ProcessOptions) -> Result<Self, RuntimeError> {
+        let layout = Layout::open(&options.data).map_err(io_error(format!(
+            "cannot open the data folder {}",
+            options.data.display()
+        )))?;
+        let fence = Fence::open(layout.data())?;
+        Ok(Self {
+            options,
+            layout,
+            fence,
+            boot: boot_id(),
+            ports: Mutex::default(),
+        })
+    }
+
+    pub(super) fn data(&self) -> &Path {
+        self.layout.data()
+    }
+
+    pub(super) fn log_file(&self, session: &SessionName) -> PathBuf {
+        self.layout.session(session).log_file()
+    }
+
+    pub(super) fn start(&self, spec: &StartSpec) -> Result<Launched, RuntimeError> {
+        let lock = self.lock(&spec.session)?;
+        self.fence.admit(spec.token)?;
+        let folder = self.layout.session(&spec.session);
+        match self.look(&folder, &Scan::take().map_err(io_error("cannot read /proc"))?)? {
+            Some(look) if look.observed.generation > spec.generation => {
+                return Err(RuntimeError::StaleGeneration {
+                    session: spec.session.clone(),
+                    have: look.observed.generation,
+                    asked: spec.generation,
+                });
+            }
+            Some(look) if look.observed.generation == spec.generation => {
+                return Ok(Launched {
+                    shim: look.watch,
+                    child: None,
+                    ready_within: None,
+                    observed: look.observed,
+                });
+            }
+            // An older generation, or what an agent left that died in the middle of a start.
+            _ => self.remove(&spec.session, &folder, REPLACE_GRACE)?,
+        }
+        let launched = self.launch(spec, &folder);
+        if launched.is_err() {
+            match self.remove(&spec.session, &folder, Duration::ZERO) {
+                Ok(()) => lock.remove(),
+                Err(error) => {
+                    tracing::error!(session = %spec.session, %error, "a failed start left something")
+                }
+            }
+        }
+        launched
+    }
+
+    pub(super) fn stop(&self, session: &SessionRef, grace: Duration) -> Result<(), RuntimeError> {
+        let lock = self.lock(&session.session)?;
+        self.fence.admit(session.token)?;
+        let folder = self.layout.session(&session.session);
+        if let Some(look) = self.look(&folder, &Scan::take().map_err(io_error("cannot read /proc"))?)?
+            && look.observed.generation > session.generation
+        {
+            return Err(RuntimeError::StaleGeneration {
+                session: session.session.clone(),
+                have: look.observed.generation,
+                asked: session.generation,
+            });
+        }
+        self.remove(&session.session, &folder, grace)?;
+        lock.remove();
+        Ok(())
+    }
+
+    pub(super) fn hibernate(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
+        let _lock = self.lock(&session.session)?;
+        self.fence.admit(session.token)?;
+        let folder = self.layout.session(&session.session);
+        let look = self.existing(session, &folder)?;
+        let mut observed = look.observed;
+        if let ObservedState::Exited(exit) = observed.state {
+            return Err(RuntimeError::WrongState {
+                session: session.session.clone(),
+                action: "hibernate",
+                state: exit.to_string(),
+            });
+        }
+        // Marked first: a crash in between leaves a session that is told as hibernated, and the command
+        // comes again and does the rest.
+        if observed.state == ObservedState::Running {
+            files::write_json(&folder.hibernated_file(), &Hibernated { at_ms: now_ms() })
+                .map_err(io_error("cannot mark the session as hibernated"))?;
+        }
+        match mode(look.launch.as_ref()) {
+            HibernateMode::Stop => end::freeze(&folder.path),
+            HibernateMode::Restart => end::end_members(&folder.path, REPLACE_GRACE, None)
+                .and_then(|()| end::end_shims(&folder.path, SHIM_WAIT)),
+        }
+        .map_err(|error| incomplete(&session.session, &error))?;
+        observed.state = ObservedState::Hibernated;
+        Ok(observed)
+    }
+
+    pub(super) fn wake(&self, session: &SessionRef) -> Result<Launched, RuntimeError> {
+        let _lock = self.lock(&session.session)?;
+        self.fence.admit(session.token)?;
+        let folder = self.layout.session(&session.session);
+        let look = self.existing(session, &folder)?;
+        let Look {
+            mut observed,
+            watch,
+            launch,
+        } = look;
+        let unmark = || {
+            files::remove_synced(&folder.hibernated_file())
+                .map_err(io_error("cannot remove the mark of a hibernated session"))
+        };
+        match (observed.state, mode(launch.as_ref())) {
+            (ObservedState::Exited(exit), _) => Err(RuntimeError::WrongState {
+                session: session.session.clone(),
+                action: "wake",
+                state: exit.to_string(),
+            }),
+            (ObservedState::Hibernated, HibernateMode::Restart) => {
+                let mut spec = launch.expect("the mode was read from it").spec;
+                spec.token = session.token;
+                // A hibernate or a wake that was cut off may have left processes; they would run twice.
+                end::end_shims(&folder.path, Duration::ZERO)
+                    .and_then(|()| end::end_members(&folder.path, Duration::ZERO, None))
+                    .map_err(|error| incomplete(&session.session, &error))?;
+                for old in [folder.process_file(), folder.exit_file()] {
+                    files::remove_synced(&old).map_err(io_error("cannot remove an old record"))?;
+                }
+                let launched = self.launch(&spec, &folder).inspect_err(|_| {
+                    // Back to hibernated: the mark and the files are still there.
+                    let ended = end::end_shims(&folder.path, Duration::ZERO)
+                        .and_then(|()| end::end_members(&folder.path, Duration::ZERO, None));
+                    if let Err(error) = ended {
+                        tracing::error!(session = %session.session, %error, "a failed wake left something");
+                    }
+                })?;
+                unmark()?;
+                Ok(launched)
+            }
+            (ObservedState::Running | ObservedState::Hibernated, _) => {
+                // Also when it runs: a wake that was cut off may have continued only a part.
+                end::thaw(&folder.path).map_err(io_error("cannot continue the session's processes"))?;
+                unmark()?;
+                observed.state = ObservedState::Running;
+                Ok(Launched {
+                    observed,
+                    shim: watch,
+                    child: None,
+                    ready_within: None,
+                })
+            }
+        }
+    }
+
+    /// All sessions, with the process to watch for each that is not over.
+    pub(super) fn list(&self) -> Result<Vec<(Observed, Option<ProcessId>)>, RuntimeError> {
+        let mut folders = BTreeSet::new();
+        let sessions = self.layout.sessions();
+        for entry in fs::read_dir(&sessions).map_err(io_error("cannot read the sessions folder"))? {
+            folders.insert(entry.map_err(io_error("cannot read the sessions folder"))?.path());
+        }
+        let scan = Scan::take().map_err(io_error("cannot read /proc"))?;
+        folders.extend(scan.folders(&sessions));
+        let mut found = Vec::with_capacity(folders.len());
+        for path in folders {
+            if let Some(look) = self.look(&SessionFolder { path }, &scan)? {
+                found.push((look.observed, look.watch));
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| a.session.cmp(&b.session));
+        Ok(found)
+    }
+
+    /// Decides what the end of a watched process means.
+    pub(super) fn after_end(
+        &self,
+        session: &SessionName,
+        generation: Generation,
+        process: ProcessId,
+    ) -> Result<AfterEnd, RuntimeError> {
+        let lock = self.lock(session)?;
+        let folder = self.layout.session(session);
+        let Some(look) = self.look(&folder, &Scan::take().map_err(io_error("cannot read /proc"))?)? else {
+            if !folder.path.exists() {
+                lock.remove();
+            }
+            return Ok(AfterEnd::Nothing);
+        };
+        let Look { observed, watch, .. } = look;
+        let recorded = folder
+            .running()
+            .map_err(io_error("cannot read the process record"))?;
+        if observed.generation != generation
+            || recorded.is_some_and(|r| r.shim != process && r.program != process)
+        {
+            return Ok(AfterEnd::Nothing);
+        }
+        Ok(match (observed.state, watch) {
+            (ObservedState::Exited(exit), _) => AfterEnd::Tell {
+                token: observed.token,
+                exit,
+            },
+            (ObservedState::Running | ObservedState::Hibernated, Some(next)) if next != process => {
+                AfterEnd::GoesOn { program: next }
+            }
+            (ObservedState::Running | ObservedState::Hibernated, _) => AfterEnd::Nothing,
+        })
+    }
+
+    fn lock(&self, session: &SessionName) -> Result<layout::SessionLock, RuntimeError> {
+        self.layout
+            .lock(session)
+            .map_err(io_error("cannot lock the session"))
+    }
+
+    fn existing(&self, session: &SessionRef, folder: &SessionFolder) -> Result<Look, RuntimeError> {
+        let scan = Scan::take().map_err(io_error("cannot read /proc"))?;
+        let look = self.look(folder, &scan)?.ok_or_else(|| RuntimeError::NotFound {
+            session: session.session.clone(),
+        })?;
+        let (have, asked) = (look.observed.generation, session.generation);
+        let session = session.session.clone();
+        match have.cmp(&asked) {
+            std::cmp::Ordering::Equal => Ok(look),
+            std::cmp::Ordering::Greater => Err(RuntimeError::StaleGeneration { session, have, asked }),
+            std::cmp::Ordering::Less => Err(RuntimeError::OtherGeneration { session, have, asked }),
+        }
+    }
+
+    /// What there is of a session; `None` if nothing was ever started or only remains of a start are left.
+    fn look(&self, folder: &SessionFolder, scan: &Scan) -> Result<Option<Look>, RuntimeError> {
+        let read = |what| io_error(format!("cannot read {what} of {}", folder.path.display()));
+        let launch = folder.launch().map_err(read("the launch record"))?;
+        let running = folder.running().map_err(read("the process record"))?;
+        let ended = folder.ended().map_err(read("the exit record"))?;
+        let hibernated = folder.is_hibernated().map_err(read("the hibernation mark"))?;
+        let running = running.filter(|_| launch.is_some());
+
+        let Some(launch) = launch else {
+            return Ok(scan.from_environment(&folder.path).map(|found| {
+                let observed = Observed {
+                    session: found.session,
+                    generation: found.generation,
+                    token: found.token,
+                    state: if hibernated {
+                        ObservedState::Hibernated
+                    } else {
+                        ObservedState::Running
+                    },
+                    pid: Some(found.process.pid),
+                    port: found.port,
+                    url: found.port.map(url),
+                    started_at_ms: None,
+                    metadata: BTreeMap::from([("found".to_owned(), "by its environment".to_owned())]),
+                };
+                let watch = scan.shims(&folder.path).first().copied().or(Some(found.process));
+                Look {
+                    observed,
+                    watch,
+                    launch: None,
+                }
+            }));
+        };
+        let same_boot = running.as_ref().is_some_and(|running| running.boot == self.boot);
+        let program = running.as_ref().map(|running| running.program);
+        let program_alive = program.filter(|p| same_boot && scan.has_member(&folder.path, *p));
+        let shim_alive = scan.shims(&folder.path).first().copied();
+        let exit = ended
+            .filter(|ended| Some(ended.program) == program)
+            .map(|ended| ended.exit);
+
+        let (state, watch) = match (program, exit) {
+            (_, None) if program_alive.is_some() => {
+                let state = if hibernated {
+                    ObservedState::Hibernated
+                } else {
+                    ObservedState::Running
+                };
+                (state, shim_alive.or(program_alive))
+            }
+            _ if hibernated && launch.spec.hibernate == HibernateMode::Restart => {
+                (ObservedState::Hibernated, None)
+            }
+            (Some(_), Some(exit)) => (ObservedState::Exited(exit), None),
+            // The program has ended and the shim is about to say how.
+            (Some(_), None) if shim_alive.is_some() => (ObservedState::Running, shim_alive),
+            (Some(_), None) => (ObservedState::Exited(self.last_word(folder, program)), None),
+            // Started, but the record was never written: the agent or the machine went down just then.
+            (None, _) => match scan.from_environment(&folder.path) {
+                Some(found) => {
+                    let mut look = Look {
+                        observed: describe(&launch, None, ObservedState::Running, folder),
+                        watch: shim_alive.or(Some(found.process)),
+                        launch: Some(launch),
+                    };
+                    look.observed.pid = Some(found.process.pid);
+                    return Ok(Some(look));
+                }
+                None => return Ok(None),
+            },
+        };
+        let observed = describe(&launch, running.as_ref(), state, folder);
+        Ok(Some(Look {
+            observed,
+            watch,
+            launch: Some(launch),
+        }))
+    }
+
+    /// How it ended, when neither program nor shim were there any more: the shim may have written it
+    /// between our reading of the file and our look at the processes.
+    fn last_word(&self, folder: &SessionFolder, program: Option<ProcessId>) -> Exit {
+        let ended = folder.ended().ok().flatten();
+        ended
+            .filter(|ended| Some(ended.program) == program)
+            .map_or(Exit::Unknown, |ended| ended.exit)
+    }
+
+    /// Ends all processes of a session and removes its folder; persistent homes stay.
+    fn remove(
+        &self,
+        session: &SessionName,
+        folder: &SessionFolder,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        let incomplete = |error: io::Error| incomplete(session, &error);
+        let launch = folder.launch().map_err(incomplete)?;
+        let cgroup = launch.as_ref().and_then(|launch| launch.cgroup.as_deref());
+        if !folder.process_file().try_exists().map_err(incomplete)? {
+            // It was never told to have started, and must not start anything from here on.
+            end::end_shims(&folder.path, Duration::ZERO).map_err(incomplete)?;
+        }
+        end::end_members(&folder.path, grace, cgroup).map_err(incomplete)?;
+        end::end_shims(&folder.path, SHIM_WAIT).map_err(incomplete)?;
+        if let Some(cgroup) = cgroup {
+            limits::remove_cgroup(cgroup).map_err(incomplete)?;
+        }
+        match fs::remove_dir_all(&folder.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(incomplete(error)),
+            _ => files::sync_folder(&self.layout.sessions()).map_err(incomplete)?,
+        }
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(session);
+        Ok(())
+    }
+
+    /// Starts the shim and waits until it has started the program. What is left after an error is the
+    /// caller's to remove.
+    fn launch(&self, spec: &StartSpec, folder: &SessionFolder) -> Result<Launched, RuntimeError> {
+        let failed = |what: &str, error: &io::Error| RuntimeError::StartFailed {
+            session: spec.session.clone(),
+            reason: format!("{what}: {error}"),
+        };
+        if spec.command.is_empty() || spec.command.contains('\0') {
+            return Err(RuntimeError::BadSpec {
+                session: spec.session.clone(),
+                reason: "the template names no program".to_owned(),
+            });
+        }
+        let launch = self
+            .prepare(spec, folder)
+            .map_err(|error| failed("cannot prepare its folder", &error))?;
+        let (program, arguments) = self
+            .options
+            .shim
+            .split_first()
+            .expect("the shim's command is not empty");
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg(folder.launch_file())
+            .env_clear()
+            .env(ENV_SHIM, &folder.path)
+            .env(ENV_SESSION, spec.session.as_str())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed("cannot start the shim", &error))?;
+        let reply = read_reply(&mut child);
+        let running = match reply {
+            Ok(Reply::Started(running)) => running,
+            Ok(Reply::Failed { reason, for_good }) => {
+                reap(&mut child);
+                let session = spec.session.clone();
+                return Err(if for_good {
+                    RuntimeError::BadSpec { session, reason }
+                } else {
+                    RuntimeError::StartFailed { session, reason }
+                });
+            }
+            Err(error) => {
+                reap(&mut child);
+                return Err(failed("the shim did not answer", &error));
+            }
+        };
+        tracing::info!(
+            session = %spec.session, generation = spec.generation, pid = running.program.pid, "session started"
+        );
+        Ok(Launched {
+            observed: describe(&launch, Some(&running), ObservedState::Running, folder),
+            shim: Some(running.shim),
+            child: Some(child),
+            ready_within: spec.port.as_ref().map(|port| port.ready_within),
+        })
+    }
+
+    /// Makes the folders and the launch record.
+    fn prepare(&self, spec: &StartSpec, folder: &SessionFolder) -> io::Result<Launch> {
+        let home = if spec.persistent_home {
+            self.layout.home(&spec.user, &spec.template)
+        } else {
+            folder.home()
+        };
+        private_folder(&folder.path)?;
+        private_folder(&home)?;
+        files::sync_folder(&self.layout.sessions())?;
+        let port = spec
+            .port
+            .as_ref()
+            .map(|_| self.free_port(&spec.session))
+            .transpose()?;
+        let regent = self.options.regent.to_string_lossy();
+        let resolve = |text: &str| text.replace("{regent}", &regent);
+        let program = if spec.command == "regent" {
+            regent.clone().into_owned()
+        } else {
+            resolve(&spec.command)
+        };
+        let cgroup = self
+            .options
+            .cgroup
+            .as_ref()
+            .filter(|_| spec.cpu_milli.is_some() || spec.memory_bytes.is_some())
+            .map(|parent| parent.join(format!("regent-{}-{}", spec.session, spec.generation)));
+        let launch = Launch {
+            spec: spec.clone(),
+            folder: folder.path.clone(),
+            env: environment(spec, folder, &home, port),
+            home,
+            program,
+            args: spec.args.iter().map(|arg| resolve(arg)).collect(),
+            port,
+            log_bytes: self.options.log_bytes,
+            lifeline: self.options.lifeline,
+            cgroup,
+        };
+        files::write_json(&folder.launch_file(), &launch)?;
+        Ok(launch)
+    }
+
+    /// A port on loopback that nobody listens on and no session of this process was given.
+    fn free_port(&self, session: &SessionName) -> io::Result<u16> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..PORT_TRIES {
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+            if !ports
+                .iter()
+                .any(|(holder, held)| *held == port && holder != session)
+            {
+                ports.insert(session.clone(), port);
+                return Ok(port);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "no free port was offered",
+        ))
+    }
+}
+
+/// The whole environment of a session's program: nothing comes from the agent's but `PATH`, and what
+/// Regent sets cannot be replaced by a template.
+fn environment(
+    spec: &StartSpec,
+    folder: &SessionFolder,
+    home: &Path,
+    port: Option<u16>,
+) -> BTreeMap<String, String> {
+    let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), path),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+    ]);
+    env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let ours = [
+        (ENV_SESSION, spec.session.to_string()),
+        (ENV_FOLDER, folder.path.to_string_lossy().into_owned()),
+        (ENV_GENERATION, spec.generation.to_string()),
+        (ENV_TOKEN, spec.token.to_string()),
+        ("REGENT_AGENT", spec.agent.to_string()),
+        ("REGENT_USER", spec.user.to_string()),
+        ("HOME", home.to_string_lossy().into_owned()),
+    ];
+    env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    env.remove(ENV_SHIM);
+    if let Some(port) = port {
+        env.insert("PORT".to_owned(), port.to_string());
+    }
+    env
+}
+
+fn describe(
+    launch: &Launch,
+    running: Option<&Running>,
+    state: ObservedState,
+    folder: &SessionFolder,
+) -> Observed {
+    let spec = &launch.spec;
+    let mut metadata = spec.metadata.clone();
+    metadata.insert("log".to_owned(), folder.log_file().to_string_lossy().into_owned());
+    if let Some(running) = running {
+        metadata.insert("cpuLimit".to_owned(), running.limits.cpu.clone());
+        metadata.insert("memoryLimit".to_owned(), running.limits.memory.clone());
+    }
+    Observed {
+        session: spec.session.clone(),
+        generation: spec.generation,
+        token: spec.token,
+        state,
+        pid: running.map(|running| running.program.pid),
+        port: launch.port,
+        url: launch.port.map(url),
+        started_at_ms: running.map(|running| running.started_at_ms),
+        metadata,
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}/")
+}
+
+/// A session without a record (its file was damaged) can only be frozen.
+fn mode(launch: Option<&Launch>) -> HibernateMode {
+    launch.map_or(HibernateMode::Stop, |launch| launch.spec.hibernate)
+}
+
+/// Reads the shim's one line, in [`LAUNCH_WAIT`] at most.
+fn read_reply(child: &mut Child) -> io::Result<Reply> {
+    let mut output = child
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::other("no pipe to the shim"))?;
+    let until = Instant::now() + LAUNCH_WAIT;
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    while !line.ends_with(b"\n") {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut fds = [PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)];
+        poll_for(&mut fds, Some(left))?;
+        if fds[0].revents().is_empty() {
+            continue;
+        }
+        let n = output.read(&mut chunk)?;
+        if n == 0 || line.len() + n > MAX_REPLY {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it ended without an answer",
+            ));
+        }
+        line.extend_from_slice(&chunk[..n]);
+    }
+    serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Ends a shim that could not start its program, and takes it off the process table.
+fn reap(child: &mut Child) {
+    // Both fail only if it is gone already.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn incomplete(session: &SessionName, error: &io::Error) -> RuntimeError {
+    RuntimeError::StopIncomplete {
+        session: session.clone(),
+        left: error.to_string(),
+    }
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
+    let what = what.into();
+    move |source| RuntimeError::Io { what, source }
+}
