@@ -1,6 +1,72 @@
-//! The commands of the regent binary.
+//! The command line of `regent`: one binary for nodes, agents, operators and users.
+//!
+//! A command either runs something ([`server`], [`agent`], [`dev`]) or asks a cluster through
+//! `regent-client` and prints what it says ([`noun`]). It exits 0 on success, 1 on a refused or
+//! failed request (the problem on stderr), 2 on wrong usage.
+
+mod agent;
+mod args;
+mod config;
+mod dev;
+mod internal;
+mod lifeline;
+mod logging;
+mod noun;
+mod output;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command};
+
+/// The request was refused or failed.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const USAGE: u8 = 2;
 
 /// Runs the command line of this process.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    match Args::try_parse() {
+        Ok(args) => run(args).unwrap_or_else(|error| {
+            output::error(&error);
+            ExitCode::from(if error.is::<config::UsageError>() { USAGE } else { FAILED })
+        }),
+        Err(error) => {
+            // clap prints help to stdout and succeeds, usage errors to stderr.
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            ExitCode::from(if error.print().is_ok() { code } else { FAILED })
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.global.config.as_deref();
+    match args.command {
+        // Synchronous: the shim of a session must cost next to nothing.
+        Command::Internal(command) => Ok(internal::run(command)),
+        Command::Server(flags) => {
+            logging::start(args.global.log_format)?;
+            threads()?.block_on(server::run(config::load(config, *flags)?))
+        }
+        Command::Agent(noun::agent::Command::Run(flags)) => {
+            logging::start(args.global.log_format)?;
+            threads()?.block_on(agent::run(config::load(config, *flags)?))
+        }
+        // `dev` only waits for others: one thread is enough.
+        Command::Dev(flags) => one_thread()?.block_on(dev::run(flags)),
+        command => {
+            one_thread()?.block_on(noun::run(command, &args.global))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn threads() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -1,0 +1,79 @@
+//! What can be typed. The flags of `server` and `agent run` are their configuration's fields
+//! ([`crate::config`]); those of the nouns stand with the noun.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServerConfig;
+use crate::{dev, internal, logging, noun, output};
+
+/// A highly available control plane with no database beside it.
+#[derive(Debug, Parser)]
+#[command(name = "regent", version, propagate_version = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// TOML file with the settings of `server` or `agent run`; flags and REGENT_* variables go before it.
+    #[arg(long, global = true, env = "REGENT_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How log lines are written.
+    #[arg(long, global = true, env = "REGENT_LOG_FORMAT", value_enum, default_value_t)]
+    pub(crate) log_format: logging::Format,
+    /// How records are printed.
+    #[arg(long, short, global = true, env = "REGENT_OUTPUT", value_enum, default_value_t)]
+    pub(crate) output: output::Format,
+    /// The cluster: any of its nodes, comma-separated, tried in turn.
+    #[arg(long, global = true, env = "REGENT_URL", value_name = "URL,URL", default_value = "http://127.0.0.1:8000")]
+    pub(crate) url: String,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole cluster on this machine: nodes and an agent, for trying and developing.
+    Dev(dev::DevArgs),
+    /// Run one node.
+    Server(Box<ServerConfig>),
+    /// Agents: run one, or manage those of a cluster.
+    #[command(subcommand, alias = "agents")]
+    Agent(noun::agent::Command),
+    /// Sessions.
+    #[command(subcommand, alias = "sessions")]
+    Session(noun::session::Command),
+    /// Commands: what agents are told to do.
+    #[command(subcommand, alias = "commands")]
+    Command(noun::command::Command),
+    /// Leases: named, fenced, time-bound rights.
+    #[command(subcommand, alias = "leases")]
+    Lease(noun::lease::Command),
+    /// Templates: what sessions run.
+    #[command(subcommand, alias = "templates")]
+    Template(noun::template::Command),
+    /// The cluster itself.
+    #[command(subcommand, alias = "clusters")]
+    Cluster(noun::cluster::Command),
+    /// Users.
+    #[command(subcommand, alias = "users")]
+    User(noun::user::Command),
+    /// API tokens.
+    #[command(subcommand, alias = "tokens")]
+    Token(noun::token::Command),
+    /// Log in by password; prints a line to paste into the shell.
+    Login(noun::login::LoginArgs),
+    /// Follow what happens.
+    #[command(alias = "event")]
+    Events(noun::events::EventsArgs),
+    /// The version of this program.
+    Version,
+    /// What other commands start; not for people.
+    #[command(subcommand, hide = true)]
+    Internal(internal::Command),
+}

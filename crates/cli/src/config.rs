@@ -1,0 +1,322 @@
+//! Configuration of the long-running commands: defaults, then a TOML file, then `REGENT_*`
+//! variables, then flags. An unknown key is an error, in the file and among the variables.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use regent_types::duration::Span;
+use regent_types::{AgentId, Cpu, Memory, NodeId, ReplicaName};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The command line or the configuration is wrong: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+/// Variables that are not settings of `server` or `agent run`: those of the client commands, of
+/// tests, and those that sessions find in their environment.
+const OTHER_VARIABLES: [&str; 14] = [
+    "url", "token", "config", "output", "log", "log_format", "require", "password", "session", "generation",
+    "lease_token", "agent", "user", "test_keep",
+];
+
+/// Settings that may come from a file, from variables and from flags.
+pub(crate) trait Settings: Serialize + DeserializeOwned {
+    /// All keys, as in the file.
+    const KEYS: &'static [&'static str];
+}
+
+/// Reads the settings of one command.
+pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result<S> {
+    for (name, _) in std::env::vars_os() {
+        let Some(key) = name.to_str().and_then(|n| n.strip_prefix("REGENT_")) else { continue };
+        let key = key.to_ascii_lowercase();
+        let known = [ServerConfig::KEYS, AgentConfig::KEYS].concat();
+        if !OTHER_VARIABLES.contains(&key.as_str()) && !known.contains(&key.replace('_', "-").as_str()) {
+            return Err(UsageError(format!(
+                "there is no setting for the variable REGENT_{}; unset it, or see `regent help server` and `regent help agent run`",
+                key.to_ascii_uppercase()
+            ))
+            .into());
+        }
+    }
+    let mut figment = Figment::new();
+    if let Some(file) = file {
+        if !file.is_file() {
+            return Err(UsageError(format!("the configuration file {} does not exist", file.display())).into());
+        }
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    let variables = Env::prefixed("REGENT_")
+        .map(|key| key.as_str().to_ascii_lowercase().replace('_', "-").into())
+        .filter(|key| S::KEYS.contains(&key.as_str()));
+    figment
+        .merge(variables)
+        .merge(Serialized::defaults(flags))
+        .extract()
+        .map_err(|error| UsageError(format!("the configuration is wrong: {error}")).into())
+}
+
+/// Takes a setting that has no default.
+pub(crate) fn required<T>(value: Option<T>, key: &str) -> Result<T, UsageError> {
+    value.ok_or_else(|| {
+        let variable = key.to_ascii_uppercase().replace('-', "_");
+        UsageError(format!("{key} is not set: give --{key}, the variable REGENT_{variable}, or {key} in the configuration file"))
+    })
+}
+
+/// Reads a secret from a file that only its owner may read.
+pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let about = |what: &str| UsageError(format!("the secret file {} {what}", path.display()));
+    let metadata = std::fs::metadata(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(about("may be read by others: run chmod 600 on it").into());
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
+    let secret = text.trim().to_owned();
+    if secret.is_empty() { Err(about("is empty").into()) } else { Ok(secret) }
+}
+
+/// Settings of `regent server`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct ServerConfig {
+    /// This node's id: 1 and up, different on each node, never used again.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node_id: Option<NodeId>,
+    /// Folder for this node's data. Losing it means that the node joins again under a new id.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where REST and agents are served.
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Where the other nodes are served.
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<SocketAddr>,
+    /// All members with their peer addresses, the same list on each: `1=ADDR,2=ADDR,3=ADDR`.
+    #[arg(long, value_name = "ID=ADDR,...", value_parser = parse_members)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) members: Option<Members>,
+    /// File with the secret that the nodes share; at least 16 characters, readable by its owner only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_secret_file: Option<PathBuf>,
+    /// Where others reach this node's REST API, when that is not --http.
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) advertise_http: Option<String>,
+    /// Where the other nodes reach this node, when that is not --peer.
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) advertise_peer: Option<String>,
+    /// How often agents send a heartbeat [default: 10s].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) heartbeat: Option<Span>,
+    /// After how long without one an agent is offline [default: 30s].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stale_after: Option<Span>,
+    /// File with the first admin token; read on the very first start only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bootstrap_token_file: Option<PathBuf>,
+    /// File with the password of the first user `admin`; read on the very first start only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bootstrap_password_file: Option<PathBuf>,
+    /// Part of `regent dev`: leases may be as short as 100 ms.
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dev: bool,
+    /// End when this process ends (`PID:STARTTIME`).
+    #[arg(long, hide = true, value_name = "PID:STARTTIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lifeline: Option<String>,
+}
+
+impl Settings for ServerConfig {
+    const KEYS: &'static [&'static str] = &[
+        "node-id", "data", "http", "peer", "members", "cluster-secret-file", "advertise-http", "advertise-peer",
+        "heartbeat", "stale-after", "bootstrap-token-file", "bootstrap-password-file",
+    ];
+}
+
+/// The members of a cluster by id; in TOML a table or the text of the flag.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Members(pub(crate) BTreeMap<u64, String>);
+
+fn parse_members(text: &str) -> Result<Members, String> {
+    let mut members = BTreeMap::new();
+    for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+        let (id, address) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is not ID=ADDR; write 1=10.0.0.1:7000,2=10.0.0.2:7000"))?;
+        let id: u64 = id.trim().parse().map_err(|_| format!("{id:?} is not a node id; node ids are whole numbers from 1"))?;
+        if id == 0 {
+            return Err("node ids begin at 1".to_owned());
+        }
+        if members.insert(id, address.trim().to_owned()).is_some() {
+            return Err(format!("node {id} is listed twice"));
+        }
+    }
+    if members.is_empty() { Err("the list of members is empty".to_owned()) } else { Ok(Members(members)) }
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Text(String),
+            Table(BTreeMap<String, String>),
+        }
+        let text = match Form::deserialize(deserializer)? {
+            Form::Text(text) => text,
+            Form::Table(table) => {
+                table.iter().map(|(id, address)| format!("{id}={address}")).collect::<Vec<_>>().join(",")
+            }
+        };
+        parse_members(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What an agent runs sessions on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RuntimeKind {
+    /// Plain processes of this machine.
+    #[default]
+    Process,
+}
+
+impl RuntimeKind {
+    /// The word for it, which is also the agent's default platform.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+        }
+    }
+}
+
+/// Settings of `regent agent run`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct AgentConfig {
+    /// The agent's id.
+    #[arg(long, value_name = "ID")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) agent_id: Option<AgentId>,
+    /// Nodes of the cluster, comma-separated, tried in turn.
+    #[arg(long, value_name = "URL,URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) servers: Option<String>,
+    /// The agent's token; --token-file keeps it out of the process list.
+    #[arg(long, value_name = "T", conflicts_with = "token_file")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    /// File with the agent's token, readable by its owner only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// What sessions run on [default: process].
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) runtime: Option<RuntimeKind>,
+    /// The name of this replica of the agent.
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replica: Option<ReplicaName>,
+    /// Folder for sessions and records of what was done; replicas of one host share it.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<PathBuf>,
+    /// What placement calls it [default: the runtime].
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) platform: Option<String>,
+    /// Where it is.
+    #[arg(long, value_name = "R")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) region: Option<String>,
+    /// A label for placement; may be repeated.
+    #[arg(long = "label", value_name = "K=V")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) labels: Vec<String>,
+    /// How many sessions it takes at the same time.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sessions: Option<u32>,
+    /// CPU for sessions [default: the machine's].
+    #[arg(long, value_name = "CPU")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu: Option<Cpu>,
+    /// Memory for sessions [default: the machine's].
+    #[arg(long, value_name = "MEMORY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<Memory>,
+    /// End, sessions included, when this process ends (`PID:STARTTIME`).
+    #[arg(long, hide = true, value_name = "PID:STARTTIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lifeline: Option<String>,
+}
+
+impl Settings for AgentConfig {
+    const KEYS: &'static [&'static str] = &[
+        "agent-id", "servers", "token", "token-file", "runtime", "replica", "data", "platform", "region", "labels",
+        "max-sessions", "cpu", "memory",
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn flags_go_before_the_file_and_members_may_be_a_table() {
+        let file = file("node-id = 1\nheartbeat = \"5s\"\n[members]\n1 = \"a:1\"\n2 = \"b:2\"\n");
+        let flags = ServerConfig { node_id: Some(NodeId(2)), ..ServerConfig::default() };
+        let config = load(Some(file.path()), flags).unwrap();
+        assert_eq!(config.node_id, Some(NodeId(2)));
+        assert_eq!(config.heartbeat, Some(Span(5_000)));
+        assert_eq!(config.members.unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let file = file("node-idd = 1\n");
+        let error = load(Some(file.path()), ServerConfig::default()).unwrap_err().to_string();
+        assert!(error.contains("node-idd"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_list_of_members_says_how_to_write_it() {
+        for bad in ["", "1", "x=a:1", "0=a:1", "1=a:1,1=b:1"] {
+            assert!(parse_members(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_others_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = file("secret");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(secret_file(file.path()).unwrap_err().to_string().contains("chmod 600"));
+    }
+}

@@ -1,0 +1,246 @@
+//! The data folder of `regent dev`: secrets, `dev.json`, logs, and a folder for each process.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use rand::Rng as _;
+use rand::distr::Alphanumeric;
+use regent_types::{AgentId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::ports;
+use crate::config::RuntimeKind;
+
+/// Where the first node is served when nothing else is asked for.
+const DEFAULT_HTTP_PORT: u16 = 8000;
+/// Characters of a generated secret: 43 of 62 are 256 bits.
+const SECRET_LEN: usize = 43;
+
+/// `dev.json`: what runs, and how to start it again by hand.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct DevFile {
+    /// The nodes.
+    pub(super) nodes: Vec<NodeProcess>,
+    /// The agents.
+    pub(super) agents: Vec<AgentProcess>,
+    /// Also in the file `admin.token`.
+    pub(super) admin_token: String,
+    /// Of the user `admin`.
+    pub(super) admin_password: String,
+}
+
+/// One node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NodeProcess {
+    pub(super) id: NodeId,
+    /// URL.
+    pub(super) http: String,
+    /// Address.
+    pub(super) peer: String,
+    pub(super) pid: u32,
+    pub(super) data: PathBuf,
+    pub(super) command: Vec<String>,
+}
+
+/// One agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AgentProcess {
+    pub(super) id: AgentId,
+    pub(super) pid: u32,
+    pub(super) command: Vec<String>,
+}
+
+/// The folder, held by one `regent dev` at a time.
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Locked until this process ends.
+    _lock: fs::File,
+}
+
+impl Folder {
+    /// Makes the folder if need be and locks it.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("the folder {} cannot be made", path.display()))?;
+        let path = path.canonicalize()?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("dev.lock"))?;
+        if lock.try_lock().is_err() {
+            anyhow::bail!("another `regent dev` uses {}; end it, or choose another folder with --data", path.display());
+        }
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Decides ports and commands: those of the last start, when there was one.
+    pub(super) fn plan(&self, nodes: u64, http_port: Option<u16>, lifeline: &str) -> anyhow::Result<DevFile> {
+        let mut file = match self.read()? {
+            Some(mut file) => {
+                anyhow::ensure!(
+                    file.nodes.len() as u64 == nodes,
+                    "the cluster in {} has {} nodes: say --nodes {}, or choose another folder with --data",
+                    self.path.display(),
+                    file.nodes.len(),
+                    file.nodes.len()
+                );
+                if let Some(port) = http_port {
+                    for (node, port) in file.nodes.iter_mut().zip(http_ports(port, nodes)?) {
+                        node.http = format!("http://127.0.0.1:{port}");
+                    }
+                }
+                file
+            }
+            None => {
+                let http = http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
+                let peer = ports::free(http.len())?;
+                let nodes = http.iter().zip(&peer).zip(1..).map(|((h, p), id)| NodeProcess::new(id, *h, *p, self)).collect();
+                DevFile { nodes, agents: Vec::new(), admin_token: secret("regent_"), admin_password: secret("") }
+            }
+        };
+        ports::check(file.nodes.iter().filter_map(|n| n.http.rsplit_once(':')?.1.parse().ok()))?;
+        file.agents.clear();
+        for (name, text) in [
+            ("cluster.secret", None),
+            ("admin.token", Some(&file.admin_token)),
+            ("admin.password", Some(&file.admin_password)),
+        ] {
+            let path = self.path.join(name);
+            if !path.exists() {
+                write_secret(&path, text.map_or_else(|| secret(""), Clone::clone).as_str())?;
+            }
+        }
+        let members: Vec<String> = file.nodes.iter().map(|n| format!("{}={}", n.id, n.peer)).collect();
+        for node in &mut file.nodes {
+            node.command = self.node_command(node, &members.join(","), lifeline)?;
+        }
+        Ok(file)
+    }
+
+    fn node_command(&self, node: &NodeProcess, members: &str, lifeline: &str) -> anyhow::Result<Vec<String>> {
+        let http = node.http.trim_start_matches("http://");
+        let path = |name: &str| self.path.join(name).display().to_string();
+        Ok([
+            &program()?,
+            "server",
+            "--node-id",
+            &node.id.to_string(),
+            "--data",
+            &node.data.display().to_string(),
+            "--http",
+            http,
+            "--peer",
+            &node.peer,
+            "--members",
+            members,
+            "--cluster-secret-file",
+            &path("cluster.secret"),
+            "--bootstrap-token-file",
+            &path("admin.token"),
+            "--bootstrap-password-file",
+            &path("admin.password"),
+            "--heartbeat",
+            "1s",
+            "--stale-after",
+            "4s",
+            "--dev",
+            "--lifeline",
+            lifeline,
+        ]
+        .map(str::to_owned)
+        .to_vec())
+    }
+
+    /// The command of an agent.
+    pub(super) fn agent_command(
+        &self,
+        id: &AgentId,
+        servers: &[String],
+        token_file: &Path,
+        runtime: RuntimeKind,
+        lifeline: &str,
+    ) -> anyhow::Result<Vec<String>> {
+        Ok([
+            &program()?,
+            "agent",
+            "run",
+            "--agent-id",
+            id.as_str(),
+            "--servers",
+            &servers.join(","),
+            "--token-file",
+            &token_file.display().to_string(),
+            "--runtime",
+            runtime.as_str(),
+            "--data",
+            &self.path.join(format!("agent-{id}")).display().to_string(),
+            "--lifeline",
+            lifeline,
+        ]
+        .map(str::to_owned)
+        .to_vec())
+    }
+
+    /// The data folder of a node.
+    pub(super) fn node_data(&self, id: u64) -> PathBuf {
+        self.path.join(format!("node-{id}"))
+    }
+
+    /// The token file of an agent.
+    pub(super) fn agent_token(&self, id: &str) -> PathBuf {
+        self.path.join(format!("agent-{id}.token"))
+    }
+
+    /// The log file of a process.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.log"))
+    }
+
+    fn read(&self) -> anyhow::Result<Option<DevFile>> {
+        let path = self.path.join("dev.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .with_context(|| format!("{} cannot be read; remove the folder to begin anew", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        }
+    }
+
+    /// Writes `dev.json`, whole or not at all.
+    pub(super) fn write(&self, file: &DevFile) -> anyhow::Result<()> {
+        write_secret(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&aside, path).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn program() -> anyhow::Result<String> {
+    let path = std::env::current_exe().context("this program's own path cannot be found")?;
+    path.into_os_string().into_string().map_err(|p| anyhow::anyhow!("the path {} is not text", p.display()))
+}
+
+fn http_ports(first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
+    let count = usize::try_from(nodes)?;
+    if first == 0 {
+        return ports::free(count);
+    }
+    let last = u64::from(first) + nodes - 1;
+    anyhow::ensure!(last <= u64::from(u16::MAX), "ports {first} to {last} do not exist");
+    Ok((first..).take(count).collect())
+}
+
+fn secret(prefix: &str) -> String {
+    let random: String = rand::rng().sample_iter(Alphanumeric).take(SECRET_LEN).map(char::from).collect();
+    format!("{prefix}{random}")
+}

@@ -1,0 +1,52 @@
+//! `regent cluster`.
+
+use clap::Subcommand;
+use regent_client::Client;
+use regent_types::cluster::Member;
+
+use crate::output::{self, Format, or_dash};
+
+/// See the variants.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the members, and who leads.
+    Status,
+}
+
+const COLUMNS: [&str; 8] = ["ID", "ROLE", "REACHABLE", "APPLIED", "DIGEST", "LAG MS", "HTTP", "PEER"];
+
+fn row(m: &Member) -> Vec<String> {
+    vec![
+        m.id.to_string(),
+        m.role.clone(),
+        m.reachable.to_string(),
+        or_dash(m.applied_index.as_ref()),
+        or_dash(m.digest.as_ref()),
+        or_dash(m.lag_ms.as_ref()),
+        m.http.clone(),
+        m.peer.clone(),
+    ]
+}
+
+/// Runs it.
+pub(crate) async fn run(client: &Client, command: Command, format: Format) -> anyhow::Result<()> {
+    match command {
+        Command::Status => {
+            // Also without a quorum: that is when it is needed most.
+            let cluster = client.cluster().await?;
+            match format {
+                Format::Json => output::json(&cluster),
+                Format::Table => {
+                    output::line(format!(
+                        "cluster {}, leader {}, term {}, as node {} sees it",
+                        or_dash(cluster.cluster_id.as_ref()),
+                        or_dash(cluster.leader.as_ref()),
+                        cluster.term,
+                        cluster.node
+                    ));
+                    output::records(format, &cluster.members, &COLUMNS, row)
+                }
+            }
+        }
+    }
+}

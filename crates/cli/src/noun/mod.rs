@@ -1,0 +1,70 @@
+//! The commands that ask a cluster: one file a noun.
+
+pub(crate) mod agent;
+pub(crate) mod cluster;
+pub(crate) mod command;
+pub(crate) mod events;
+pub(crate) mod lease;
+pub(crate) mod login;
+pub(crate) mod session;
+pub(crate) mod template;
+pub(crate) mod token;
+pub(crate) mod user;
+
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use regent_client::Client;
+use serde::de::DeserializeOwned;
+
+use crate::args::{Command, Global};
+use crate::config::UsageError;
+use crate::output;
+
+/// Runs one command that asks a cluster.
+pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
+    let format = global.output;
+    let token = std::env::var("REGENT_TOKEN").ok().filter(|t| !t.is_empty());
+    let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let client = || Client::new(servers, token);
+    match command {
+        Command::Session(command) => session::run(&client()?, command, format).await,
+        Command::Agent(command) => agent::run(&client()?, command, format).await,
+        Command::Command(command) => command::run(&client()?, command, format).await,
+        Command::Lease(command) => lease::run(&client()?, command, format).await,
+        Command::Template(command) => template::run(&client()?, command, format).await,
+        Command::Cluster(command) => cluster::run(&client()?, command, format).await,
+        Command::User(command) => user::run(&client()?, command, format).await,
+        Command::Token(command) => token::run(&client()?, command, format).await,
+        Command::Login(args) => login::run(&client()?, args, format).await,
+        Command::Events(args) => events::run(&client()?, args, format).await,
+        Command::Version => output::version(format),
+        Command::Dev(_) | Command::Server(_) | Command::Internal(_) => {
+            unreachable!("these do not ask a cluster and are taken before")
+        }
+    }
+}
+
+/// Reads a JSON document from a file, or from standard input for `-`.
+fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        text
+    } else {
+        std::fs::read_to_string(path).map_err(|e| UsageError(format!("{} cannot be read: {e}", path.display())))?
+    };
+    serde_json::from_str(&text).with_context(|| format!("{} is not as it should be", path.display()))
+}
+
+/// A password, from a file or asked for without showing it.
+fn password(file: Option<&Path>, prompt: &str) -> anyhow::Result<String> {
+    match file {
+        Some(file) => crate::config::secret_file(file),
+        None => match std::env::var("REGENT_PASSWORD") {
+            Ok(password) => Ok(password),
+            Err(_) => rpassword::prompt_password(prompt).context("no password could be read; give --password-file"),
+        },
+    }
+}

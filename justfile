@@ -1,0 +1,18 @@
+# The same as CI, without installing anything; changes nothing.
+verify:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo test --workspace --locked
+
+# Mends what can be mended by a tool.
+fix:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+# A cluster to play with: three nodes and an agent.
+dev *ARGS:
+    cargo run --release -- dev {{ARGS}}
+
+# Licences, sources and advisories of all dependencies (needs cargo-deny).
+deny:
+    cargo deny check

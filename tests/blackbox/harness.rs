@@ -1,0 +1,371 @@
+//! A cluster for one test: `regent dev` in a temporary folder, ended with the test. When the test
+//! fails the folder is kept, with all logs and data, and named.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use regent_client::Client;
+use regent_types::agent::{Agent, AgentStatus};
+use regent_types::session::{CreateSession, Session, SessionState};
+use regent_types::{AgentId, NodeId, SessionName, TemplateName};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+
+/// The program under test.
+pub const REGENT: &str = env!("CARGO_BIN_EXE_regent");
+
+/// How long a condition may take. Far above what it takes, also on a busy machine: reaching it
+/// means that it will not come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a condition is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// What `dev.json` says.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DevFile {
+    pub nodes: Vec<NodeEntry>,
+    pub agents: Vec<AgentEntry>,
+    pub admin_token: String,
+    pub admin_password: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct NodeEntry {
+    pub id: NodeId,
+    pub http: String,
+    pub peer: String,
+    pub pid: u32,
+    pub data: PathBuf,
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct AgentEntry {
+    pub id: AgentId,
+    pub pid: u32,
+    pub command: Vec<String>,
+}
+
+/// A running `regent dev`.
+pub struct Dev {
+    dev: Child,
+    folder: Option<tempfile::TempDir>,
+    pub file: DevFile,
+    /// What the test started itself, by name; a restarted node or agent replaces its pid in `file`.
+    started: Mutex<BTreeMap<String, Child>>,
+}
+
+impl Dev {
+    /// Three nodes and an agent.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more flags.
+    pub fn start_with(flags: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
+        Self::start_in(folder, flags)
+    }
+
+    /// In a folder that may hold a cluster already.
+    pub fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
+        let mut dev = Command::new(REGENT)
+            .args(["dev", "--http-port", "0", "--data"])
+            .arg(folder.path())
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.path().join("dev.stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+        let ready = lines.find_map(|line| line.ok().filter(|l| l.starts_with("ready ")));
+        if ready.is_none() {
+            let status = dev.wait();
+            let kept = folder.keep();
+            let stderr = std::fs::read_to_string(kept.join("dev.stderr")).unwrap_or_default();
+            panic!("regent dev did not get ready ({status:?}): {stderr}\nlogs are in {}", kept.display());
+        }
+        let file = read_dev_file(folder.path());
+        Self { dev, folder: Some(folder), file, started: Mutex::default() }
+    }
+
+    /// The folder with all data.
+    pub fn path(&self) -> &Path {
+        self.folder.as_ref().expect("kept until the end").path()
+    }
+
+    /// The pid of `regent dev` itself.
+    pub fn pid(&self) -> u32 {
+        self.dev.id()
+    }
+
+    /// An admin's client over all nodes.
+    pub fn client(&self) -> Client {
+        let servers = self.file.nodes.iter().map(|n| n.http.clone());
+        Client::new(servers, Some(self.file.admin_token.clone())).unwrap()
+    }
+
+    /// An admin's client of one node only, by its index from 0.
+    pub fn client_of(&self, node: usize) -> Client {
+        Client::new([&self.file.nodes[node].http], Some(self.file.admin_token.clone())).unwrap()
+    }
+
+    /// The agent that came with it.
+    pub fn agent_id(&self) -> AgentId {
+        self.file.agents[0].id.clone()
+    }
+
+    /// The index of the node that leads.
+    pub async fn leader(&self) -> usize {
+        let client = self.client();
+        let leader = eventually("a leader", || async { client.cluster().await.ok()?.leader }).await;
+        self.file.nodes.iter().position(|n| n.id == leader).expect("the leader is one of the nodes")
+    }
+
+    /// Kills a node with -9.
+    pub fn kill_node(&mut self, node: usize) {
+        let pid = self.file.nodes[node].pid;
+        kill_and_wait(pid);
+        self.reap(&format!("node-{node}"));
+    }
+
+    /// Starts a node again by the command of `dev.json`.
+    pub fn restart_node(&mut self, node: usize) {
+        let command = self.file.nodes[node].command.clone();
+        self.file.nodes[node].pid = self.spawn(&format!("node-{node}"), &command);
+    }
+
+    /// Kills an agent with -9.
+    pub fn kill_agent(&mut self, agent: usize) {
+        kill_and_wait(self.file.agents[agent].pid);
+        self.reap(&format!("agent-{agent}"));
+    }
+
+    /// Starts an agent again by the command of `dev.json`.
+    pub fn restart_agent(&mut self, agent: usize) {
+        let command = self.file.agents[agent].command.clone();
+        self.file.agents[agent].pid = self.spawn(&format!("agent-{agent}"), &command);
+    }
+
+    /// Registers and starts one more agent; gives its index.
+    pub async fn add_agent(&mut self, id: &str, flags: &[&str]) -> usize {
+        let client = self.client();
+        let id = AgentId::new(id).unwrap();
+        let register = serde_json::json!({ "agentId": id, "platform": "process" });
+        client.register_agent(&serde_json::from_value(register).unwrap()).await.unwrap();
+        let token = client.create_agent_token(&id).await.unwrap().token.unwrap();
+        let token_file = self.path().join(format!("agent-{id}.token"));
+        std::fs::write(&token_file, token).unwrap();
+        restrict(&token_file);
+        let mut command = self.file.agents[0].command.clone();
+        for (flag, value) in [
+            ("--agent-id", id.to_string()),
+            ("--token-file", token_file.display().to_string()),
+            ("--data", self.path().join(format!("agent-{id}")).display().to_string()),
+        ] {
+            let at = command.iter().position(|word| word == flag).expect("the command has this flag");
+            command[at + 1] = value;
+        }
+        command.extend(flags.iter().map(ToString::to_string));
+        let index = self.file.agents.len();
+        let pid = self.spawn(&format!("agent-{index}"), &command);
+        self.file.agents.push(AgentEntry { id, pid, command });
+        index
+    }
+
+    /// Waits until an agent is online as all nodes see it.
+    pub async fn agent_online(&self, id: &AgentId) -> Agent {
+        self.agent_status(id, AgentStatus::Online).await
+    }
+
+    /// Waits until all nodes that answer show the status.
+    pub async fn agent_status(&self, id: &AgentId, status: AgentStatus) -> Agent {
+        eventually(&format!("agent {id} {status:?} everywhere"), || async {
+            let mut last = None;
+            for node in 0..self.file.nodes.len() {
+                if !is_alive(self.file.nodes[node].pid) {
+                    continue;
+                }
+                last = Some(self.client_of(node).agent(id).await.ok().filter(|a| a.status == status)?);
+            }
+            last
+        })
+        .await
+    }
+
+    /// Runs the binary against this cluster as its admin; gives exit code, stdout, stderr.
+    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+        let urls: Vec<&str> = self.file.nodes.iter().map(|n| n.http.as_str()).collect();
+        let output = Command::new(REGENT)
+            .args(args)
+            .env("REGENT_URL", urls.join(","))
+            .env("REGENT_TOKEN", &self.file.admin_token)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+
+    /// Ends `regent dev` with a signal and waits for it; gives the folder, to start again in it.
+    pub fn end(mut self, signal: Signal) -> tempfile::TempDir {
+        send(self.dev.id(), signal);
+        let _ = self.dev.wait();
+        self.reap_all();
+        self.folder.take().expect("kept until the end")
+    }
+
+    fn spawn(&self, name: &str, command: &[String]) -> u32 {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path().join(format!("{name}.again.log")))
+            .unwrap();
+        let child = Command::new(&command[0])
+            .args(&command[1..])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        self.children().insert(name.to_owned(), child);
+        pid
+    }
+
+    fn children(&self) -> MutexGuard<'_, BTreeMap<String, Child>> {
+        self.started.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn reap(&self, name: &str) {
+        if let Some(mut child) = self.children().remove(name) {
+            let _ = child.wait();
+        }
+    }
+
+    fn reap_all(&self) {
+        for (_, mut child) in std::mem::take(&mut *self.children()) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        self.reap_all();
+        if self.dev.try_wait().ok().flatten().is_none() {
+            send(self.dev.id(), Signal::TERM);
+            let deadline = Instant::now() + Duration::from_secs(15);
+            while self.dev.try_wait().ok().flatten().is_none() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            let _ = self.dev.kill();
+            let _ = self.dev.wait();
+        }
+        if std::thread::panicking()
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!("logs and data are kept in {}", folder.keep().display());
+        }
+    }
+}
+
+/// Looks until there is something, or panics with what was missing.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "there was no {what} after {PATIENCE:?}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until a session is in a state.
+pub async fn session_state(client: &Client, name: &SessionName, state: SessionState) -> Session {
+    eventually(&format!("session {name} {}", state.as_str()), || async {
+        let session = client.session(name).await.ok()?;
+        assert!(
+            session.state == state || !session.state.is_final(),
+            "session {name} is {} instead of {}: {}",
+            session.state.as_str(),
+            state.as_str(),
+            session.reason
+        );
+        (session.state == state).then_some(session)
+    })
+    .await
+}
+
+/// A session of a template with nothing special.
+pub fn session_of(template: &str) -> CreateSession {
+    serde_json::from_value(serde_json::json!({ "template": TemplateName::new(template).unwrap() })).unwrap()
+}
+
+/// Whether a process runs (a zombie does not).
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !matches!(stat.rsplit(')').next().unwrap_or("").trim_start().chars().next(), Some('Z' | 'X')))
+}
+
+/// All processes whose environment or command line names a text: for a test's folder, what belongs to it.
+pub fn processes_naming(text: &str) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != std::process::id() && is_alive(*pid))
+        .filter(|pid| {
+            ["environ", "cmdline"].iter().any(|file| {
+                std::fs::read(format!("/proc/{pid}/{file}"))
+                    .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+            })
+        })
+        .collect()
+}
+
+/// Sends a signal.
+pub fn send(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+}
+
+fn kill_and_wait(pid: u32) {
+    send(pid, Signal::KILL);
+    let deadline = Instant::now() + PATIENCE;
+    while is_alive(pid) {
+        assert!(Instant::now() < deadline, "process {pid} did not die");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Makes a file readable by its owner only.
+pub fn restrict(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn read_dev_file(folder: &Path) -> DevFile {
+    serde_json::from_slice(&std::fs::read(folder.join("dev.json")).unwrap()).unwrap()
+}
+
+/// Whether a tool that a test needs is missing. A missing tool skips the test by name, unless
+/// `REGENT_REQUIRE` lists the need: then it is a failure.
+pub fn lacks(need: &str, is_there: bool) -> bool {
+    if is_there {
+        return false;
+    }
+    let required = std::env::var("REGENT_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r.trim() == need), "REGENT_REQUIRE demands {need}, which is not here");
+    eprintln!("SKIPPED: {} lacks {need}", std::thread::current().name().unwrap_or("this test"));
+    true
+}

@@ -1,0 +1,5 @@
+//! Black-box tests: the real binary, real processes, real signals. Each test starts a cluster of
+//! its own with `regent dev` on free ports and waits on conditions, never on time.
+
+mod harness;
+mod smoke;
