@@ -33,7 +33,7 @@ pub struct RunKey {
     /// The command.
     pub command: CommandId,
     /// Its run.
-    pub run: u64,
+    pub run: u32,
 }
 
 /// What is about to be done.
@@ -229,7 +229,7 @@ impl Journal {
 mod tests {
     use super::*;
 
-    fn key(command: &str, run: u64) -> RunKey {
+    fn key(command: &str, run: u32) -> RunKey {
         RunKey {
             command: CommandId::new(command).unwrap(),
             run,

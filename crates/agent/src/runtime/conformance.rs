@@ -16,7 +16,7 @@ use super::{Exit, Generation, HibernateMode, ObservedState, Runtime, RuntimeErro
 use crate::fence::FenceError;
 
 /// How long an event may take to arrive: long, as it is only waited out by a runtime that fails.
-const EVENT_WAIT: Duration = Duration::from_secs(60);
+const EVENT_WAIT: Duration = Duration::from_mins(1);
 
 /// The grace of stops; the sessions of the suite end at once when asked.
 const GRACE: Duration = Duration::from_secs(20);
@@ -315,6 +315,10 @@ impl Rule {
         }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "values made for the comparison read better"
+    )]
     fn equal<T: PartialEq + std::fmt::Debug>(self, what: &str, is: T, should: T) -> Result<(), Violation> {
         if is == should {
             Ok(())

@@ -141,7 +141,7 @@ impl Engine {
             match self.remove(&spec.session, &folder, Duration::ZERO) {
                 Ok(()) => lock.remove(),
                 Err(error) => {
-                    tracing::error!(session = %spec.session, %error, "a failed start left something")
+                    tracing::error!(session = %spec.session, %error, "a failed start left something");
                 }
             }
         }
@@ -336,7 +336,7 @@ impl Engine {
         let running = running.filter(|_| launch.is_some());
 
         let Some(launch) = launch else {
-            return Ok(scan.from_environment(&folder.path).map(|found| {
+            return Ok(scan.by_environment(&folder.path).map(|found| {
                 let observed = Observed {
                     session: found.session,
                     generation: found.generation,
@@ -383,9 +383,9 @@ impl Engine {
             (Some(_), Some(exit)) => (ObservedState::Exited(exit), None),
             // The program has ended and the shim is about to say how.
             (Some(_), None) if shim_alive.is_some() => (ObservedState::Running, shim_alive),
-            (Some(_), None) => (ObservedState::Exited(self.last_word(folder, program)), None),
+            (Some(_), None) => (ObservedState::Exited(Self::last_word(folder, program)), None),
             // Started, but the record was never written: the agent or the machine went down just then.
-            (None, _) => match scan.from_environment(&folder.path) {
+            (None, _) => match scan.by_environment(&folder.path) {
                 Some(found) => {
                     let mut look = Look {
                         observed: describe(&launch, None, ObservedState::Running, folder),
@@ -408,7 +408,7 @@ impl Engine {
 
     /// How it ended, when neither program nor shim were there any more: the shim may have written it
     /// between our reading of the file and our look at the processes.
-    fn last_word(&self, folder: &SessionFolder, program: Option<ProcessId>) -> Exit {
+    fn last_word(folder: &SessionFolder, program: Option<ProcessId>) -> Exit {
         let ended = folder.ended().ok().flatten();
         ended
             .filter(|ended| Some(ended.program) == program)

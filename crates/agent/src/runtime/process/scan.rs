@@ -112,7 +112,7 @@ impl Scan {
     }
 
     /// Reads a session off its processes, when no record tells: the oldest marked one is the program.
-    pub(crate) fn from_environment(&self, folder: &Path) -> Option<FromEnvironment> {
+    pub(crate) fn by_environment(&self, folder: &Path) -> Option<FromEnvironment> {
         let marked = self.seen.iter().filter(|seen| seen.is_member_of(folder));
         let oldest = marked.min_by_key(|seen| (seen.process.start, seen.process.pid))?;
         let mark = oldest.mark.as_ref()?;

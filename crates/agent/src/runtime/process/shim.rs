@@ -24,7 +24,7 @@ use super::layout::{Ended, Launch, Reply, Running, SessionFolder, boot_id, now_m
 use super::log::BoundedLog;
 use super::{end, limits};
 use crate::files;
-use crate::lifeline::{Lifeline, ProcessId, Stat, poll_for};
+use crate::lifeline::{Lifeline, ProcessHandle, ProcessId, Stat, poll_for};
 
 /// How long processes that outlive the program, or all of them when the lifeline ends, may take to end
 /// after SIGTERM.
@@ -166,7 +166,7 @@ fn watch(
                 .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)),
         );
         fds.extend(
-            held.and_then(|h| h.pidfd())
+            held.and_then(ProcessHandle::pidfd)
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
         );
         poll_for(&mut fds, (!has_pidfds).then_some(POLL_WITHOUT_PIDFD))?;

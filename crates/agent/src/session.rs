@@ -1,0 +1,614 @@
+//! The agent's session with the control plane, as a pure state machine.
+//!
+//! It is told the time and what happened (a frame, a result, a lost connection) and hands back
+//! [`Effect`]s, in the order in which they are to be carried out; sockets, disks and timers are around it
+//! (`connection`, `executor`). Invariants:
+//!
+//! - each (command, run) is begun at most once while its outcome is known or being worked out: a
+//!   redelivery is acknowledged or answered with the recorded outcome, never done again;
+//! - commands for one session are done one after the other, for different sessions side by side;
+//! - nothing is begun under a fencing token older than the highest seen, nor without a connection;
+//! - an older revision base of the cluster that this data folder belongs to is refused, and so is any
+//!   other cluster: its word on what shall run here counts for nothing.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use regent_types::frame::{
+    Ack, AgentFrame, CommandFrame, Complete, Empty, FailedFrame, Heartbeat, Hello, PROTOCOL, RunningSession,
+    ServerFrame, StatusFrame, Welcome,
+};
+use regent_types::session::SessionState;
+use regent_types::{ClusterId, CommandId, ReplicaName, SessionName, Token};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::action::Line;
+use crate::runtime::{Exit, Generation, Observed, ObservedState, SessionRef};
+
+/// Milliseconds of the process's own clock; only differences mean anything.
+pub type Millis = u64;
+
+/// So many commands are worked on side by side: enough that slow starts do not hold up the rest, few
+/// enough for one machine.
+pub const MAX_PARALLEL: usize = 16;
+/// So many commands wait for their turn. More are not acknowledged and come again; the control plane
+/// hands out at most 64 at once.
+pub const MAX_QUEUED: usize = 256;
+/// So many outcomes are remembered for redeliveries. A redelivery of one that is forgotten is done again,
+/// which for a session converges.
+pub const MAX_REMEMBERED: usize = 4096;
+/// So many exits are kept for the next connection; its `hello` says the same from what is there.
+const MAX_UNREPORTED: usize = 4096;
+/// How long a node may take to answer `hello`: its own deadline for a write.
+const WELCOME_WITHIN: Millis = 10_000;
+/// After so many tenths of a heartbeat interval without any traffic the node is gone: two of the pings
+/// that go with heartbeats were not answered.
+const SILENCE_TENTHS: u64 = 25;
+/// Heartbeats are at least this far apart, whatever a node says.
+const MIN_HEARTBEAT: Millis = 100;
+/// What is left of a session that ended by itself is removed this long after it was reported, if the
+/// control plane has not asked for it: long enough to look at its log.
+pub const ENDED_KEPT: Millis = 3_600_000;
+
+/// The dedupe key of a command.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunKey {
+    /// The command.
+    pub command: CommandId,
+    /// The run.
+    pub run: u32,
+}
+
+impl RunKey {
+    /// The key of this command.
+    pub fn of(command: &CommandFrame) -> Self {
+        Self {
+            command: command.command_id.clone(),
+            run: command.run,
+        }
+    }
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum Outcome {
+    /// It is done.
+    Complete {
+        /// What the control plane is told.
+        result: Value,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        error: String,
+        /// Whether trying again may help.
+        retryable: bool,
+    },
+}
+
+/// The cluster that a data folder belongs to, and the newest revision base seen of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Membership {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The base.
+    pub base: u64,
+}
+
+/// What an agent knows when it starts.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Which replica it is.
+    pub replica: Option<ReplicaName>,
+    /// Names what it runs sessions on.
+    pub runtime_id: String,
+    /// The cluster it was in.
+    pub membership: Option<Membership>,
+    /// The fence.
+    pub highest: Token,
+    /// Outcomes that are recorded, oldest first.
+    pub outcomes: Vec<(RunKey, Outcome)>,
+}
+
+/// Something to be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Send a frame.
+    Send(Box<AgentFrame>),
+    /// Send a WebSocket ping, so that there is traffic to listen for.
+    Ping,
+    /// Make this durable before anything that follows.
+    Remember(Membership),
+    /// Do it; then [`ControlSession::finished`].
+    Begin(Box<CommandFrame>),
+    /// This outcome will not be asked for any more.
+    Forget(RunKey),
+    /// Remove what is left of a session that ended.
+    Remove(SessionRef),
+    /// Close the connection and make another one, at another node if there is one.
+    Reconnect(String),
+    /// Close the connection and end.
+    End(Fatal),
+}
+
+/// Why an agent must end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fatal {
+    /// Two processes would take turns for ever otherwise.
+    #[error("another process connected as this agent: {reason}")]
+    Superseded {
+        /// What the control plane said.
+        reason: String,
+    },
+    /// Its cluster would be told to stop what another cluster wants.
+    #[error("these servers are of cluster {found}, but this data folder belongs to cluster {ours}; use another data folder")]
+    OtherCluster {
+        /// The cluster of the data folder.
+        ours: ClusterId,
+        /// The cluster of the servers.
+        found: ClusterId,
+    },
+}
+
+#[derive(Debug)]
+enum Link {
+    Down,
+    /// `hello` is sent.
+    Greeting { since: Millis },
+    Up(Up),
+}
+
+#[derive(Debug)]
+struct Up {
+    heartbeat: Millis,
+    next_heartbeat: Millis,
+    heard: Millis,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Queued,
+    Working,
+    Done(Outcome),
+}
+
+/// A session that ended by itself and whose remains are still here.
+#[derive(Debug)]
+struct Ended {
+    generation: Generation,
+    exit: Exit,
+    /// When it was told over the connection that stands.
+    reported: Option<Millis>,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct ControlSession {
+    replica: Option<ReplicaName>,
+    runtime_id: String,
+    membership: Option<Membership>,
+    highest: Token,
+    link: Link,
+    runs: BTreeMap<RunKey, Phase>,
+    /// The keys of all that are done, in the order in which they are forgotten.
+    done: VecDeque<RunKey>,
+    queue: VecDeque<CommandFrame>,
+    /// Which line each running command occupies.
+    working: BTreeMap<RunKey, Line>,
+    live: BTreeSet<SessionName>,
+    ended: BTreeMap<SessionName, Ended>,
+    effects: VecDeque<Effect>,
+}
+
+impl ControlSession {
+    /// A machine without a connection.
+    pub fn new(known: Known) -> Self {
+        let mut session = Self {
+            replica: known.replica,
+            runtime_id: known.runtime_id,
+            membership: known.membership,
+            highest: known.highest,
+            link: Link::Down,
+            runs: BTreeMap::new(),
+            done: VecDeque::new(),
+            queue: VecDeque::new(),
+            working: BTreeMap::new(),
+            live: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            effects: VecDeque::new(),
+        };
+        for (key, outcome) in known.outcomes {
+            session.remember(key, outcome);
+        }
+        session
+    }
+
+    /// The next thing to be carried out.
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Whether the control plane has welcomed this agent on the connection that stands.
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// A connection stands; `found` is all that the runtime has, seen since the last connection was lost.
+    pub fn connected(&mut self, now: Millis, found: &[Observed]) {
+        self.link = Link::Greeting { since: now };
+        self.live.clear();
+        let mut sessions = Vec::with_capacity(found.len());
+        for one in found {
+            if let ObservedState::Exited(exit) = one.state {
+                self.note_exit(&one.session, one.generation, exit);
+            } else {
+                self.live.insert(one.session.clone());
+                self.ended.remove(&one.session);
+            }
+            sessions.push(running_session(one));
+        }
+        self.send(AgentFrame::Hello(Hello {
+            protocol: PROTOCOL,
+            features: Vec::new(),
+            replica: self.replica.clone(),
+            runtime_id: self.runtime_id.clone(),
+            sessions,
+            leases: Vec::new(),
+        }));
+    }
+
+    /// The connection is gone. Sessions and what is being done go on; what was not begun will come again.
+    pub fn disconnected(&mut self) {
+        self.link = Link::Down;
+        for command in self.queue.drain(..) {
+            self.runs.remove(&RunKey::of(&command));
+        }
+        for ended in self.ended.values_mut() {
+            ended.reported = None;
+        }
+    }
+
+    /// Anything came over the connection, be it a pong.
+    pub fn heard(&mut self, now: Millis) {
+        if let Link::Up(up) = &mut self.link {
+            up.heard = now;
+        }
+    }
+
+    /// A frame came.
+    pub fn frame(&mut self, now: Millis, frame: ServerFrame) {
+        self.heard(now);
+        match frame {
+            ServerFrame::Welcome(welcome) => self.welcome(now, welcome),
+            ServerFrame::Command(command) => self.command(command),
+            ServerFrame::Superseded(reason) => self.effects.push_back(Effect::End(Fatal::Superseded {
+                reason: reason.reason,
+            })),
+            ServerFrame::Ping(_) => self.send(AgentFrame::Pong(Empty {})),
+            ServerFrame::Shutdown(reason) => self.reconnect(format!("the node goes away: {}", reason.reason)),
+            // Only an agent with replicas campaigns.
+            ServerFrame::LeaseGranted(_)
+            | ServerFrame::LeaseLost(_)
+            | ServerFrame::LeaseRefused(_)
+            | ServerFrame::LeaseObserved(_)
+            | ServerFrame::LeaseRenewed(_) => tracing::debug!("ignored a frame about a lease"),
+        }
+    }
+
+    /// What was begun came to its end, and that is recorded.
+    pub fn finished(&mut self, key: RunKey, command: &CommandFrame, outcome: Outcome) {
+        self.working.remove(&key);
+        if let (Outcome::Complete { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
+            match command.action.as_str() {
+                "stop_session" => {
+                    self.live.remove(&session);
+                    self.ended.remove(&session);
+                }
+                "start_session" | "wake_session" | "hibernate_session" if !self.ended.contains_key(&session) => {
+                    self.live.insert(session);
+                }
+                _ => {}
+            }
+        }
+        if self.is_up() {
+            self.report(&key, &outcome);
+        }
+        self.remember(key, outcome);
+        self.begin_more();
+    }
+
+    /// A session's program ended by itself.
+    pub fn exited(&mut self, now: Millis, session: &SessionName, generation: Generation, exit: Exit) {
+        self.note_exit(session, generation, exit);
+        if self.is_up() {
+            self.report_exits(now);
+        }
+    }
+
+    /// Time has passed: call this no later than [`ControlSession::next_tick`] says.
+    pub fn tick(&mut self, now: Millis) {
+        match &mut self.link {
+            Link::Down => {}
+            Link::Greeting { since } => {
+                if now >= *since + WELCOME_WITHIN {
+                    self.reconnect("no welcome in time".to_owned());
+                }
+            }
+            Link::Up(up) => {
+                let silent = now.saturating_sub(up.heard);
+                if now >= up.silence_at() {
+                    self.reconnect(format!("nothing was heard for {silent} ms"));
+                    return;
+                }
+                if now >= up.next_heartbeat {
+                    // From now, not from when it was due: an agent that was frozen owes no burst.
+                    up.next_heartbeat = now + up.heartbeat;
+                    self.heartbeat();
+                    self.remove_ended(now);
+                }
+            }
+        }
+    }
+
+    /// When [`ControlSession::tick`] must be called at the latest.
+    pub fn next_tick(&self) -> Option<Millis> {
+        match &self.link {
+            Link::Down => None,
+            Link::Greeting { since } => Some(since + WELCOME_WITHIN),
+            Link::Up(up) => Some(up.next_heartbeat.min(up.silence_at())),
+        }
+    }
+
+    /// How many commands are being worked on.
+    pub fn working(&self) -> usize {
+        self.working.len()
+    }
+
+    fn welcome(&mut self, now: Millis, welcome: Welcome) {
+        if !matches!(self.link, Link::Greeting { .. }) {
+            return;
+        }
+        let found = Membership {
+            cluster_id: welcome.cluster_id,
+            base: welcome.base,
+        };
+        match &self.membership {
+            Some(ours) if ours.cluster_id != found.cluster_id => {
+                self.effects.push_back(Effect::End(Fatal::OtherCluster {
+                    ours: ours.cluster_id.clone(),
+                    found: found.cluster_id,
+                }));
+                return;
+            }
+            Some(ours) if ours.base > found.base => {
+                let (ours, base) = (ours.base, found.base);
+                self.reconnect(format!("node {} has revision base {base}, older than {ours}", welcome.node));
+                return;
+            }
+            Some(ours) if *ours == found => {}
+            Some(_) | None => {
+                self.effects.push_back(Effect::Remember(found.clone()));
+                self.membership = Some(found);
+            }
+        }
+        let heartbeat = welcome.heartbeat_ms.max(MIN_HEARTBEAT);
+        tracing::info!(node = %welcome.node, epoch = %welcome.epoch, heartbeat, "connected");
+        self.link = Link::Up(Up {
+            heartbeat,
+            next_heartbeat: now + heartbeat,
+            heard: now,
+        });
+        self.heartbeat();
+        self.report_exits(now);
+    }
+
+    fn command(&mut self, command: CommandFrame) {
+        if !self.is_up() {
+            tracing::debug!(command = %command.command_id, "ignored a command before the welcome");
+            return;
+        }
+        let key = RunKey::of(&command);
+        match self.runs.get(&key) {
+            Some(Phase::Done(outcome)) => {
+                let outcome = outcome.clone();
+                tracing::debug!(command = %key.command, run = key.run, "answered a redelivery from the record");
+                self.report(&key, &outcome);
+                return;
+            }
+            Some(Phase::Working | Phase::Queued) => {
+                self.acknowledge(key);
+                return;
+            }
+            None => {}
+        }
+        if command.token < self.highest {
+            self.report(&key, &too_old(command.token, self.highest));
+            return;
+        }
+        if self.queue.len() >= MAX_QUEUED {
+            tracing::warn!(command = %key.command, queued = MAX_QUEUED, "queue is full, left a command to be redelivered");
+            return;
+        }
+        self.highest = command.token;
+        self.runs.insert(key.clone(), Phase::Queued);
+        self.queue.push_back(command);
+        self.acknowledge(key);
+        self.begin_more();
+    }
+
+    /// Begins what waits and whose line is free, oldest first.
+    fn begin_more(&mut self) {
+        if !self.is_up() {
+            return;
+        }
+        let mut busy: BTreeSet<Line> = self.working.values().cloned().collect();
+        let mut at = 0;
+        while at < self.queue.len() && self.working.len() < MAX_PARALLEL {
+            let line = Line::of(&self.queue[at]);
+            if !busy.insert(line.clone()) {
+                at += 1;
+                continue;
+            }
+            let command = self.queue.remove(at).expect("`at` is below the length");
+            let key = RunKey::of(&command);
+            // A newer leader may have spoken while it waited.
+            if command.token < self.highest {
+                let outcome = too_old(command.token, self.highest);
+                self.runs.remove(&key);
+                self.report(&key, &outcome);
+                busy.remove(&line);
+                continue;
+            }
+            self.runs.insert(key.clone(), Phase::Working);
+            self.working.insert(key, line);
+            self.effects.push_back(Effect::Begin(Box::new(command)));
+        }
+    }
+
+    fn remember(&mut self, key: RunKey, outcome: Outcome) {
+        if !matches!(
+            self.runs.insert(key.clone(), Phase::Done(outcome)),
+            Some(Phase::Done(_))
+        ) {
+            self.done.push_back(key);
+        }
+        while self.done.len() > MAX_REMEMBERED {
+            let oldest = self.done.pop_front().expect("it is longer than the bound");
+            self.runs.remove(&oldest);
+            self.effects.push_back(Effect::Forget(oldest));
+        }
+    }
+
+    fn note_exit(&mut self, session: &SessionName, generation: Generation, exit: Exit) {
+        self.live.remove(session);
+        match self.ended.get(session) {
+            Some(ended) if ended.generation >= generation => {}
+            None if self.ended.len() >= MAX_UNREPORTED => {
+                tracing::warn!(%session, "too many ended sessions to keep in mind; the next hello tells");
+            }
+            Some(_) | None => {
+                let ended = Ended {
+                    generation,
+                    exit,
+                    reported: None,
+                };
+                self.ended.insert(session.clone(), ended);
+            }
+        }
+    }
+
+    fn report_exits(&mut self, now: Millis) {
+        for (session, ended) in &mut self.ended {
+            if ended.reported.is_some() {
+                continue;
+            }
+            ended.reported = Some(now);
+            self.effects.push_back(Effect::Send(Box::new(AgentFrame::Status(StatusFrame {
+                session_id: session.clone(),
+                state: state_after(ended.exit).as_str().to_owned(),
+                reason: ended.exit.to_string(),
+                generation: Some(ended.generation),
+                url: None,
+                metadata: Value::Null,
+            }))));
+        }
+    }
+
+    fn remove_ended(&mut self, now: Millis) {
+        let token = self.highest;
+        let effects = &mut self.effects;
+        self.ended.retain(|session, ended| {
+            let keep = ended.reported.is_none_or(|at| now < at + ENDED_KEPT);
+            if !keep {
+                effects.push_back(Effect::Remove(SessionRef {
+                    session: session.clone(),
+                    generation: ended.generation,
+                    token,
+                }));
+            }
+            keep
+        });
+    }
+
+    fn heartbeat(&mut self) {
+        self.send(AgentFrame::Heartbeat(Heartbeat {
+            status: "online".to_owned(),
+            active_sessions: u32::try_from(self.live.len()).unwrap_or(u32::MAX),
+            capacity: None,
+        }));
+        self.effects.push_back(Effect::Ping);
+    }
+
+    fn acknowledge(&mut self, key: RunKey) {
+        self.send(AgentFrame::Ack(Ack {
+            command_id: key.command,
+            run: Some(key.run),
+        }));
+    }
+
+    fn report(&mut self, key: &RunKey, outcome: &Outcome) {
+        let frame = match outcome.clone() {
+            Outcome::Complete { result } => AgentFrame::Complete(Complete {
+                command_id: key.command.clone(),
+                run: Some(key.run),
+                result,
+            }),
+            Outcome::Failed { error, retryable } => AgentFrame::Failed(FailedFrame {
+                command_id: key.command.clone(),
+                run: Some(key.run),
+                error,
+                retryable,
+            }),
+        };
+        self.send(frame);
+    }
+
+    fn send(&mut self, frame: AgentFrame) {
+        self.effects.push_back(Effect::Send(Box::new(frame)));
+    }
+
+    fn reconnect(&mut self, reason: String) {
+        self.disconnected();
+        self.effects.push_back(Effect::Reconnect(reason));
+    }
+}
+
+impl Up {
+    fn silence_at(&self) -> Millis {
+        self.heard + self.heartbeat * SILENCE_TENTHS / 10
+    }
+}
+
+/// The refusal of a token that a newer leader has made old.
+fn too_old(asked: Token, highest: Token) -> Outcome {
+    Outcome::Failed {
+        error: crate::fence::FenceError::Fenced { asked, highest }.to_string(),
+        retryable: false,
+    }
+}
+
+/// The state of a session whose program ended like this.
+fn state_after(exit: Exit) -> SessionState {
+    match exit {
+        Exit::Code(0) => SessionState::Terminated,
+        Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => SessionState::Failed,
+    }
+}
+
+fn running_session(one: &Observed) -> RunningSession {
+    let (state, reason) = match one.state {
+        ObservedState::Running => (SessionState::Running, String::new()),
+        ObservedState::Hibernated => (SessionState::Hibernated, String::new()),
+        ObservedState::Exited(exit) => (state_after(exit), exit.to_string()),
+    };
+    RunningSession {
+        session_id: one.session.clone(),
+        state,
+        generation: one.generation,
+        token: one.token,
+        reason,
+        url: one.url.clone(),
+    }
+}
