@@ -3,6 +3,7 @@
 //! Events are kept in the state, so that a watcher can resume on any node, and so that a node's
 //! own parts (dispatch, reconcilers) see what was applied; the oldest are dropped beyond a bound.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,20 @@ use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, User};
 /// Revision, and which event of that revision, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventId(pub Revision, pub u32);
+
+impl EventId {
+    /// The smallest id after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0, self.1 + 1)
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +62,7 @@ pub enum EventRecord {
     ApiToken(Arc<ApiToken>),
 }
 
-/// What happened. The text form (`session.running`) is in [`EventKind::as_str`].
+/// What happened. The text form (`session.running`) is [`Event::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum EventKind {
     /// A session was created.
@@ -102,4 +117,67 @@ pub enum EventKind {
     TokenCreated,
     /// A token was revoked or has expired.
     TokenDeleted,
+}
+
+impl Event {
+    /// What happened, in its text form: `NOUN.WHAT`, where WHAT of a session or a command is the
+    /// state that it has come to: `session.running`, `command.sent`, `agent.offline`.
+    pub fn name(&self) -> String {
+        match (self.kind, &self.record) {
+            (EventKind::SessionState, EventRecord::Session(session)) => {
+                format!("session.{}", session.state.as_str())
+            }
+            (EventKind::CommandStatus, EventRecord::Command(command)) => {
+                format!("command.{}", command.state.as_str())
+            }
+            (kind, _) => kind.as_str().to_owned(),
+        }
+    }
+
+    /// The name of what it is about.
+    pub fn subject(&self) -> &str {
+        match &self.record {
+            EventRecord::Session(r) => r.name.as_str(),
+            EventRecord::Agent(r) => r.id.as_str(),
+            EventRecord::Command(r) => r.id.as_str(),
+            EventRecord::Lease(r) => r.name.as_str(),
+            EventRecord::Template(r) => r.name.as_str(),
+            EventRecord::User(r) => r.name.as_str(),
+            EventRecord::ApiToken(r) => r.id.as_str(),
+        }
+    }
+}
+
+impl EventKind {
+    /// The text form, where it does not depend on the record; see [`Event::name`].
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionCreated => "session.created",
+            Self::SessionUpdated => "session.updated",
+            Self::SessionState => "session.state",
+            Self::SessionDeleted => "session.deleted",
+            Self::AgentRegistered => "agent.registered",
+            Self::AgentUpdated => "agent.updated",
+            Self::AgentOnline => "agent.online",
+            Self::AgentOffline => "agent.offline",
+            Self::AgentConnected => "agent.connected",
+            Self::AgentDisconnected => "agent.disconnected",
+            Self::AgentScheduling => "agent.scheduling",
+            Self::AgentDeleted => "agent.deleted",
+            Self::CommandCreated => "command.created",
+            Self::CommandStatus => "command.status",
+            Self::CommandDeleted => "command.deleted",
+            Self::LeaseGranted => "lease.granted",
+            Self::LeaseReleased => "lease.released",
+            Self::LeaseExpired => "lease.expired",
+            Self::LeaseForceReleased => "lease.force_released",
+            Self::TemplateApplied => "template.applied",
+            Self::TemplateDeleted => "template.deleted",
+            Self::UserCreated => "user.created",
+            Self::UserUpdated => "user.updated",
+            Self::UserDeleted => "user.deleted",
+            Self::TokenCreated => "token.created",
+            Self::TokenDeleted => "token.deleted",
+        }
+    }
 }

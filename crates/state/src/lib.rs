@@ -6,13 +6,40 @@
 //! applies the same log has the same state, byte for byte, and [`State::digest`] says so.
 //!
 //! Where to look: [`operation`] is what can happen, [`record`] is what is kept, [`outcome`] is
-//! what comes back, [`event`] is what others are told.
+//! what comes back, [`event`] is what others are told; `apply` leads from one to the other, through
+//! one module per noun, and [`State`] is what can be read. Only `txn` changes a table.
 
+mod actor;
+mod agents;
+mod apply;
+mod builtin;
+mod cluster;
+mod codec;
+mod commands;
+mod digest;
 pub mod event;
+mod index;
+mod leases;
+pub mod limits;
 pub mod operation;
 pub mod outcome;
+mod placement;
+mod prune;
+mod quota;
+mod reconcile;
 pub mod record;
+mod sessions;
+mod snapshot;
+mod state;
+mod templates;
+mod tokens;
+mod txn;
+mod users;
 
+pub use codec::{CodecError, FORMAT, MAX_ENCODED, decode_applied, encode_applied};
 pub use event::{Event, EventId, EventKind, EventRecord};
 pub use operation::{Caller, Idempotency, Leadership, Meta, Operation, Request};
 pub use outcome::{Applied, Noun, Outcome, Rejection};
+pub use snapshot::{MAX_CHUNK, StateDecoder};
+pub use state::{MAX_DELIVERABLE, State};
+pub use txn::{MAX_EVENTS, MAX_RECORDED};

@@ -340,11 +340,17 @@ pub enum CommandState {
 impl CommandState {
     /// Whether nothing follows by itself.
     pub fn is_final(&self) -> bool {
+        self.ended_at().is_some()
+    }
+
+    /// When it became final.
+    pub fn ended_at(&self) -> Option<u64> {
         match self {
-            Self::Pending { .. } | Self::Sent { .. } | Self::Acknowledged { .. } => false,
-            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Expired { .. } => {
-                true
-            }
+            Self::Pending { .. } | Self::Sent { .. } | Self::Acknowledged { .. } => None,
+            Self::Completed { at, .. }
+            | Self::Failed { at, .. }
+            | Self::Cancelled { at, .. }
+            | Self::Expired { at } => Some(*at),
         }
     }
 
@@ -489,4 +495,88 @@ pub struct ApiToken {
     pub created_at: u64,
     /// Until when.
     pub expires_at: Option<u64>,
+}
+
+impl Role {
+    /// The role as it stands in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::User => "user",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl Usage {
+    /// With another's on top.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            sessions: self.sessions.saturating_add(other.sessions),
+            cpu: self.cpu.saturating_add(other.cpu),
+            memory: self.memory.saturating_add(other.memory),
+        }
+    }
+
+    /// Without another's.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            sessions: self.sessions.saturating_sub(other.sessions),
+            cpu: self.cpu.saturating_sub(other.cpu),
+            memory: self.memory.saturating_sub(other.memory),
+        }
+    }
+}
+
+impl Agent {
+    /// Whether any replica of it is connected.
+    pub fn is_online(&self) -> bool {
+        !self.connections.is_empty()
+    }
+
+    /// The connection that carries its commands and whose reports count, if one leads.
+    pub fn leading(&self) -> Option<&Connection> {
+        self.leader
+            .as_ref()
+            .and_then(|(replica, _)| self.connections.get(replica))
+    }
+}
+
+impl Session {
+    /// What it takes of its user's quota and, where it has one, of its agent's capacity.
+    pub fn taken(&self) -> Usage {
+        if self.state.is_final() {
+            Usage::default()
+        } else {
+            Usage {
+                sessions: 1,
+                cpu: self.cpu,
+                memory: self.memory,
+            }
+        }
+    }
+}
+
+impl Command {
+    /// When it may be handed to a connection, if it waits for that: never handed over in this run,
+    /// or not answered in time.
+    pub fn backoff(&self) -> Option<u64> {
+        match &self.state {
+            CommandState::Pending { not_before } => Some(*not_before),
+            CommandState::Sent {
+                epoch: Epoch(0),
+                deadline,
+                ..
+            } => Some(*deadline),
+            CommandState::Sent { .. }
+            | CommandState::Acknowledged { .. }
+            | CommandState::Completed { .. }
+            | CommandState::Failed { .. }
+            | CommandState::Cancelled { .. }
+            | CommandState::Expired { .. } => None,
+        }
+    }
 }

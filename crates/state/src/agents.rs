@@ -1,0 +1,297 @@
+//! Agents: registered, connected, led by one connection, gone.
+//!
+//! A connection is (agent, replica); its epoch, the revision at which it was taken up, says which
+//! socket. The newer connection of a pair supersedes the older, whose late words change nothing.
+//! The token of `agent/{id}` says which connection leads: that one carries commands, and only its
+//! reports count. Registration touches neither connections nor scheduling.
+
+use std::collections::BTreeMap;
+
+use regent_types::{AgentId, Epoch, LeaseName, Principal, ReplicaName, Token};
+
+use crate::event::EventKind;
+use crate::operation::{AgentConnected, RegisterAgent};
+use crate::outcome::{Applied, Noun, Outcome, Rejection};
+use crate::record::{Agent, Capacity, Connection, Role, Scheduling, SessionState, Subject, Usage};
+use crate::txn::Txn;
+use crate::{leases, reconcile, tokens};
+
+/// Makes an agent known, or changes what is known of it.
+pub(crate) fn register(txn: &mut Txn<'_>, op: &RegisterAgent) -> Applied {
+    txn.actor.require_agent(&op.id, "register another agent")?;
+    let known = txn.state().agent(&op.id).cloned();
+    let now = txn.now();
+    let (kind, agent) = match &known {
+        None => {
+            let agent = Agent {
+                id: op.id.clone(),
+                platform: op.platform.clone(),
+                region: op.region.clone(),
+                capacity: op.capacity,
+                allocated: Usage::default(),
+                labels: op.labels.clone(),
+                metadata: op.metadata.clone(),
+                scheduling: Scheduling::Eligible,
+                connections: BTreeMap::new(),
+                leader: None,
+                highest_token: Token(0),
+                runtime_id: String::new(),
+                offline_reason: "has not connected yet".to_owned(),
+                created_at: now,
+                updated_at: now,
+                changed: txn.revision(),
+            };
+            (EventKind::AgentRegistered, agent)
+        }
+        Some(old) => {
+            let agent = Agent {
+                platform: op.platform.clone(),
+                region: op.region.clone(),
+                capacity: op.capacity,
+                labels: op.labels.clone(),
+                metadata: op.metadata.clone(),
+                ..Agent::clone(old)
+            };
+            if agent == **old {
+                return Ok(Outcome::Agent {
+                    agent: old.clone(),
+                    created: false,
+                });
+            }
+            (EventKind::AgentUpdated, agent)
+        }
+    };
+    Ok(Outcome::Agent {
+        agent: txn.put_agent(kind, agent),
+        created: known.is_none(),
+    })
+}
+
+/// Forgets an agent, its connections and its tokens. By force its live sessions are lost.
+pub(crate) fn delete(txn: &mut Txn<'_>, id: &AgentId, force: bool) -> Applied {
+    txn.actor.require(Role::Operator, "remove agents")?;
+    let agent = find(txn, id)?;
+    let live = agent.allocated.sessions;
+    if live > 0 && !force {
+        return Err(Rejection::WrongState(format!(
+            "agent {id} has {live} live sessions; drain it first, or use force to give them up"
+        )));
+    }
+    reconcile::agent_removed(txn, id);
+    txn.remove_lease(EventKind::LeaseReleased, &LeaseName::of_agent(id));
+    txn.remove_agent(id);
+    tokens::revoke_all(txn, &Subject::Agent(id.clone()), |_| true);
+    Ok(Outcome::Done)
+}
+
+/// Cordons, uncordons or drains. No heartbeat, registration or reconnect changes it.
+pub(crate) fn set_scheduling(
+    txn: &mut Txn<'_>,
+    id: &AgentId,
+    scheduling: Scheduling,
+    deadline_ms: Option<u64>,
+) -> Applied {
+    txn.actor.require(Role::Operator, "cordon or drain agents")?;
+    let mut agent = find(txn, id)?;
+    agent.scheduling = match scheduling {
+        Scheduling::Draining { .. } => Scheduling::Draining {
+            deadline: deadline_ms.map(|ms| txn.now().saturating_add(ms)),
+        },
+        Scheduling::Eligible | Scheduling::Cordoned => scheduling,
+    };
+    Ok(Outcome::Agent {
+        agent: txn.put_agent(EventKind::AgentScheduling, agent),
+        created: false,
+    })
+}
+
+/// Takes up a connection. One without a replica name leads from then on, unless a replica does;
+/// what it runs is reconciled.
+pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected) -> Applied {
+    txn.actor.require_node()?;
+    let mut agent = find(txn, &op.agent)?;
+    may_connect(txn, op)?;
+    let runtime_changed =
+        !op.runtime_id.is_empty() && !agent.runtime_id.is_empty() && op.runtime_id != agent.runtime_id;
+    if runtime_changed && let Some(session) = on_runtime(txn, &op.agent) {
+        return Err(Rejection::WrongState(format!(
+            "agent {} runs sessions on runtime {:?}, session {session} among them; this connection offers {:?}. \
+             Stop the sessions, or remove the agent by force, before it moves",
+            op.agent, agent.runtime_id, op.runtime_id
+        )));
+    }
+    if !op.runtime_id.is_empty() {
+        agent.runtime_id.clone_from(&op.runtime_id);
+    }
+
+    let epoch = Epoch(txn.revision().0);
+    let token = Token(txn.revision().0);
+    let connection = Connection {
+        node: op.node,
+        epoch,
+        protocol: op.protocol,
+        connected_at: txn.now(),
+        stale_ms: op.stale_ms,
+        token: op.token.clone(),
+    };
+    let was_online = agent.is_online();
+    let superseded = agent.connections.insert(op.replica.clone(), connection).is_some();
+    let lease_name = LeaseName::of_agent(&op.agent);
+    let leads = op.replica.as_str().is_empty() && lease_is_ours(txn, &lease_name, &op.replica);
+    if leads {
+        agent.leader = Some((op.replica.clone(), token));
+        agent.highest_token = token;
+        agent.offline_reason.clear();
+    } else if superseded
+        && agent
+            .leader
+            .as_ref()
+            .is_some_and(|(replica, _)| *replica == op.replica)
+    {
+        agent.leader = None;
+    }
+    let kind = if was_online {
+        EventKind::AgentConnected
+    } else {
+        EventKind::AgentOnline
+    };
+    let agent = txn.put_agent(kind, agent);
+    if leads {
+        if txn.state().lease(&lease_name).is_some() {
+            txn.remove_lease(EventKind::LeaseReleased, &lease_name);
+        }
+        leases::grant_to_connection(txn, &agent, &op.replica);
+        reconcile::agent_connected(txn, op);
+    }
+    Ok(Outcome::Connected {
+        epoch,
+        token: leads.then_some(token),
+    })
+}
+
+fn may_connect(txn: &Txn<'_>, op: &AgentConnected) -> Result<(), Rejection> {
+    match txn.state().principal_of(&op.token, txn.now()) {
+        None => Err(Rejection::Unauthenticated),
+        Some((Principal::Agent(id), _)) if id == op.agent => Ok(()),
+        Some((Principal::User(_), Role::Admin)) => Ok(()),
+        Some((principal, _)) => Err(Rejection::Forbidden(format!(
+            "the token of {principal} may not connect agent {}",
+            op.agent
+        ))),
+    }
+}
+
+/// Whether `agent/{id}` is free, or held for an earlier connection of that replica.
+fn lease_is_ours(txn: &Txn<'_>, name: &LeaseName, replica: &ReplicaName) -> bool {
+    match txn.state().lease(name) {
+        None => true,
+        Some(lease) => lease.connection.as_ref().is_some_and(|(held, _)| held == replica),
+    }
+}
+
+/// A session that may run on the agent's runtime now: one that was at least sent there.
+fn on_runtime(txn: &Txn<'_>, agent: &AgentId) -> Option<regent_types::SessionName> {
+    let state = txn.state();
+    let mut sessions = state.sessions_of_agent(agent);
+    sessions
+        .find(|s| !s.state.is_final() && s.state != SessionState::Pending)
+        .map(|s| s.name.clone())
+}
+
+/// A connection has ended. Stale when it is not the current one.
+pub(crate) fn disconnected(
+    txn: &mut Txn<'_>,
+    agent: &AgentId,
+    replica: &ReplicaName,
+    epoch: Epoch,
+    reason: &str,
+) -> Applied {
+    txn.actor.require_node()?;
+    if drop_connection(txn, agent, replica, epoch, EventKind::LeaseReleased, reason) {
+        Ok(Outcome::Done)
+    } else {
+        Ok(Outcome::Stale)
+    }
+}
+
+/// Ends a connection, if it is the current one of its replica, with the lease held for it.
+/// `lease_ends` says how the lease ends. Gives whether there was such a connection.
+pub(crate) fn drop_connection(
+    txn: &mut Txn<'_>,
+    id: &AgentId,
+    replica: &ReplicaName,
+    epoch: Epoch,
+    lease_ends: EventKind,
+    reason: &str,
+) -> bool {
+    let lease_name = LeaseName::of_agent(id);
+    let held = txn
+        .state()
+        .lease(&lease_name)
+        .and_then(|lease| lease.connection.clone());
+    let holds = held.is_some_and(|held| held == (replica.clone(), epoch));
+    let current = txn.state().agent(id).filter(|agent| {
+        agent
+            .connections
+            .get(replica)
+            .is_some_and(|connection| connection.epoch == epoch)
+    });
+    let Some(mut agent) = current.map(|agent| Agent::clone(agent)) else {
+        if holds {
+            txn.remove_lease(lease_ends, &lease_name);
+        }
+        return false;
+    };
+    agent.connections.remove(replica);
+    if agent
+        .leader
+        .as_ref()
+        .is_some_and(|(leading, _)| leading == replica)
+    {
+        agent.leader = None;
+    }
+    let offline = !agent.is_online();
+    if offline {
+        reason.clone_into(&mut agent.offline_reason);
+    }
+    let led = holds || agent.leader.is_none();
+    txn.put_agent(
+        if offline {
+            EventKind::AgentOffline
+        } else {
+            EventKind::AgentDisconnected
+        },
+        agent,
+    );
+    if holds {
+        txn.remove_lease(lease_ends, &lease_name);
+    }
+    if offline || led {
+        reconcile::agent_offline(txn, id, reason);
+    }
+    true
+}
+
+/// What an agent can carry has changed; only its leading connection may say so.
+pub(crate) fn capacity(txn: &mut Txn<'_>, id: &AgentId, epoch: Epoch, capacity: Capacity) -> Applied {
+    txn.actor.require_node()?;
+    let mut agent = find(txn, id)?;
+    if agent.leading().is_none_or(|connection| connection.epoch != epoch) {
+        return Err(Rejection::Superseded);
+    }
+    if agent.capacity != capacity {
+        agent.capacity = capacity;
+        txn.put_agent(EventKind::AgentUpdated, agent);
+    }
+    Ok(Outcome::Done)
+}
+
+fn find(txn: &Txn<'_>, id: &AgentId) -> Result<Agent, Rejection> {
+    match txn.state().agent(id) {
+        Some(agent) => Ok(Agent::clone(agent)),
+        None => Err(Rejection::NotFound {
+            noun: Noun::Agent,
+            name: id.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,225 @@
+//! Applying one operation: who asks, whether it was asked before, and which handler does it.
+//!
+//! Total and deterministic. The time of the state follows that of the entries and never goes back.
+//! A rejection is a result like any other: the same on every node, and part of the digest.
+
+use regent_types::LeaseName;
+
+use crate::actor::Actor;
+use crate::commands::Report;
+use crate::operation::{Idempotency, Meta, Operation, Request};
+use crate::outcome::{Applied, Outcome, Rejection};
+use crate::state::{Recorded, State};
+use crate::txn::Txn;
+use crate::{agents, cluster, commands, leases, prune, sessions, templates, tokens, users};
+
+impl State {
+    /// Applies one operation. `meta.revision` must be above the last one.
+    pub fn apply(&mut self, meta: &Meta, request: &Request) -> Applied {
+        self.revision = meta.revision;
+        self.now = self.now.max(meta.at);
+        self.contribution.begin(self.digest, meta.revision);
+        let applied = self.answer(meta, request);
+        self.digest = self.contribution.finish(&applied);
+        applied
+    }
+
+    fn answer(&mut self, meta: &Meta, request: &Request) -> Applied {
+        if self.identity.is_none() && !matches!(request.operation, Operation::InitCluster(_)) {
+            return Err(Rejection::Identity("the cluster has no identity yet".to_owned()));
+        }
+        let actor = Actor::resolve(self, &request.caller)?;
+        if let Some(applied) = request.idempotency.as_ref().and_then(|key| self.replay(key)) {
+            return applied;
+        }
+        let mut txn = Txn::new(self, meta, actor);
+        let applied = dispatch(&mut txn, &request.operation);
+        if let Some(Idempotency { key, body }) = request.idempotency
+            && is_final(&applied)
+        {
+            let recorded = Recorded {
+                body,
+                at: txn.now(),
+                revision: txn.revision(),
+                applied: applied.clone(),
+            };
+            txn.record(key, recorded);
+        }
+        applied
+    }
+
+    /// What was answered before under that key, if anything was.
+    fn replay(&self, given: &Idempotency) -> Option<Applied> {
+        let recorded = self.recorded.get(&given.key)?;
+        if recorded.body != given.body {
+            return Some(Err(Rejection::IdempotencyKeyReused));
+        }
+        Some(match &recorded.applied {
+            // A grant that is over must not be taken for one that holds.
+            Ok(Outcome::Lease(lease)) if !self.holds(&lease.name, lease.token) => Err(Rejection::LeaseLost),
+            Ok(outcome) => Ok(Outcome::Replayed(Box::new(outcome.clone()))),
+            Err(rejection) => Err(rejection.clone()),
+        })
+    }
+
+    fn holds(&self, name: &LeaseName, token: regent_types::Token) -> bool {
+        self.leases.get(name).is_some_and(|lease| lease.token == token)
+    }
+}
+
+/// Whether the same request will have the same answer: successes and final refusals. Not "no room
+/// just now": that may be tried again under the same key.
+fn is_final(applied: &Applied) -> bool {
+    match applied {
+        Ok(_) => true,
+        Err(rejection) => match rejection {
+            Rejection::Forbidden(_)
+            | Rejection::NotFound { .. }
+            | Rejection::AlreadyExists { .. }
+            | Rejection::WrongState(_)
+            | Rejection::Invalid { .. } => true,
+            Rejection::Unauthenticated
+            | Rejection::Changed { .. }
+            | Rejection::QuotaExceeded(_)
+            | Rejection::NoAgents(_)
+            | Rejection::LeaseHeld { .. }
+            | Rejection::LeaseLost
+            | Rejection::IdempotencyKeyReused
+            | Rejection::Superseded
+            | Rejection::WrongLeadership
+            | Rejection::Identity(_)
+            | Rejection::NameTaken(_) => false,
+        },
+    }
+}
+
+fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
+    match operation {
+        Operation::InitCluster(op) => cluster::init(txn, op),
+        Operation::CreateSession(op) => sessions::create(txn, op),
+        Operation::PatchSession(op) => sessions::patch(txn, op),
+        Operation::StopSession(op) => sessions::stop(txn, op),
+        Operation::HibernateSession(op) => sessions::hibernate(txn, op),
+        Operation::WakeSession(op) => sessions::wake(txn, op),
+        Operation::PlaceQueued(waiting) => sessions::place_queued(txn, waiting),
+        Operation::SessionOverdue {
+            name,
+            changed,
+            command,
+        } => sessions::overdue(txn, name, *changed, command),
+        Operation::ReportSession(op) => sessions::report(txn, op),
+        Operation::PutTemplate {
+            name,
+            manifest,
+            cpu,
+            memory,
+            create_only,
+            if_match,
+        } => {
+            let op = templates::Put {
+                name: name.clone(),
+                manifest: manifest.clone(),
+                cpu: *cpu,
+                memory: *memory,
+                create_only: *create_only,
+                if_match: *if_match,
+            };
+            templates::put(txn, op)
+        }
+        Operation::DeleteTemplate { name } => templates::delete(txn, name),
+        Operation::CreateUser {
+            name,
+            password_hash,
+            role,
+            quota,
+        } => users::create(txn, name, password_hash, *role, *quota),
+        Operation::DeleteUser { name } => users::delete(txn, name),
+        Operation::SetPassword { name, password_hash } => users::set_password(txn, name, password_hash),
+        Operation::SetQuota { name, quota } => users::set_quota(txn, name, *quota),
+        Operation::CreateToken(op) => tokens::create(txn, op),
+        Operation::DeleteToken { id } => tokens::delete(txn, id),
+        Operation::RegisterAgent(op) => agents::register(txn, op),
+        Operation::DeleteAgent { id, force } => agents::delete(txn, id, *force),
+        Operation::SetScheduling {
+            id,
+            scheduling,
+            deadline_ms,
+        } => agents::set_scheduling(txn, id, *scheduling, *deadline_ms),
+        Operation::AgentConnected(op) => agents::connected(txn, op),
+        Operation::AgentDisconnected {
+            agent,
+            replica,
+            epoch,
+            reason,
+        } => agents::disconnected(txn, agent, replica, *epoch, reason),
+        Operation::AgentCapacity {
+            agent,
+            epoch,
+            capacity,
+        } => agents::capacity(txn, agent, *epoch, *capacity),
+        Operation::CreateCommand(op) => commands::create(txn, op),
+        Operation::CommandSent {
+            id,
+            run,
+            epoch,
+            attempt,
+        } => commands::sent(txn, id, *run, *epoch, *attempt),
+        Operation::CommandAcked {
+            id,
+            run,
+            agent,
+            epoch,
+        } => commands::acked(
+            txn,
+            &Report {
+                id,
+                run: *run,
+                agent,
+                epoch: *epoch,
+            },
+        ),
+        Operation::CommandCompleted {
+            id,
+            run,
+            agent,
+            epoch,
+            result,
+            url,
+            metadata,
+        } => {
+            let report = Report {
+                id,
+                run: *run,
+                agent,
+                epoch: *epoch,
+            };
+            commands::completed(txn, &report, result, url.as_deref(), metadata.as_deref())
+        }
+        Operation::CommandFailed {
+            id,
+            run,
+            agent,
+            epoch,
+            error,
+            retryable,
+        } => commands::failed(
+            txn,
+            &Report {
+                id,
+                run: *run,
+                agent,
+                epoch: *epoch,
+            },
+            error,
+            *retryable,
+        ),
+        Operation::CommandOverdue { id, changed } => commands::overdue(txn, id, *changed),
+        Operation::CancelCommand { id } => commands::cancel(txn, id),
+        Operation::RetryCommand { id } => commands::retry(txn, id),
+        Operation::AcquireLease { name, holder, ttl_ms } => leases::acquire(txn, name, holder, *ttl_ms),
+        Operation::ReleaseLease { name, token } => leases::release(txn, name, *token),
+        Operation::ForceReleaseLease { name, reason } => leases::force_release(txn, name, reason),
+        Operation::ExpireLeases { leadership, leases } => leases::expire(txn, *leadership, leases),
+        Operation::Prune => prune::prune(txn),
+    }
+}

@@ -1,0 +1,196 @@
+//! What is derived from the tables so that a question does not cost a walk through all of them.
+//!
+//! Each index is a function of the records alone: it is kept by the few calls through which every
+//! change of a table goes, is not encoded, and after reading a snapshot is rebuilt by the same calls.
+
+use imbl::{OrdMap, OrdSet};
+
+use regent_types::{AgentId, CommandId, Epoch, Revision, SessionName, TokenId, UserName};
+
+use crate::record::{ApiToken, Command, CommandState, Session, SessionState, Subject};
+use crate::state::State;
+
+/// A command's place in the queue.
+pub(crate) type Seq = (Revision, u32);
+/// Commands that are done strictly one after another: of one session, or of none.
+pub(crate) type Line = (AgentId, Option<SessionName>);
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Indexes {
+    pub(crate) by_agent: OrdMap<AgentId, OrdSet<SessionName>>,
+    pub(crate) by_user: OrdMap<UserName, OrdSet<SessionName>>,
+    /// Pending without an agent, by creation.
+    pub(crate) waiting: OrdSet<(u64, SessionName)>,
+    pub(crate) session_deadlines: OrdSet<(u64, SessionName)>,
+    /// Final ones, by end.
+    pub(crate) ended_sessions: OrdSet<(u64, SessionName)>,
+    /// Open ones.
+    pub(crate) queue: OrdMap<AgentId, OrdMap<Seq, CommandId>>,
+    /// Open ones.
+    pub(crate) lines: OrdMap<Line, OrdMap<Seq, CommandId>>,
+    pub(crate) by_session: OrdMap<SessionName, OrdMap<Seq, CommandId>>,
+    pub(crate) command_deadlines: OrdSet<(u64, CommandId)>,
+    /// Final ones, by end.
+    pub(crate) ended_commands: OrdSet<(u64, CommandId)>,
+    pub(crate) token_hashes: OrdMap<[u8; 32], TokenId>,
+    pub(crate) tokens_of: OrdMap<Subject, OrdSet<TokenId>>,
+    pub(crate) token_expiry: OrdSet<(u64, TokenId)>,
+    /// Idempotency keys, by time and revision.
+    pub(crate) recorded: OrdMap<(u64, Revision), [u8; 16]>,
+}
+
+impl Indexes {
+    pub(crate) fn add_session(&mut self, session: &Session) {
+        let name = &session.name;
+        if let Some(agent) = &session.agent {
+            self.by_agent
+                .entry(agent.clone())
+                .or_default()
+                .insert(name.clone());
+        } else if session.state == SessionState::Pending {
+            self.waiting.insert((session.created_at, name.clone()));
+        }
+        self.by_user
+            .entry(session.user.clone())
+            .or_default()
+            .insert(name.clone());
+        if session.state.is_final() {
+            self.ended_sessions
+                .insert((session.ended_at.unwrap_or(session.updated_at), name.clone()));
+        } else if let Some(at) = session.deadline {
+            self.session_deadlines.insert((at, name.clone()));
+        }
+    }
+
+    pub(crate) fn remove_session(&mut self, session: &Session) {
+        let name = &session.name;
+        if let Some(agent) = &session.agent {
+            drop_from_set(&mut self.by_agent, agent, name);
+        } else if session.state == SessionState::Pending {
+            self.waiting.remove(&(session.created_at, name.clone()));
+        }
+        drop_from_set(&mut self.by_user, &session.user, name);
+        if session.state.is_final() {
+            self.ended_sessions
+                .remove(&(session.ended_at.unwrap_or(session.updated_at), name.clone()));
+        } else if let Some(at) = session.deadline {
+            self.session_deadlines.remove(&(at, name.clone()));
+        }
+    }
+
+    pub(crate) fn add_command(&mut self, command: &Command) {
+        let id = &command.id;
+        if let Some(session) = &command.session {
+            self.by_session
+                .entry(session.clone())
+                .or_default()
+                .insert(command.seq, id.clone());
+        }
+        if let Some(at) = command.state.ended_at() {
+            self.ended_commands.insert((at, id.clone()));
+            return;
+        }
+        self.queue
+            .entry(command.agent.clone())
+            .or_default()
+            .insert(command.seq, id.clone());
+        self.lines
+            .entry(line(command))
+            .or_default()
+            .insert(command.seq, id.clone());
+        if let Some(at) = deadline(command) {
+            self.command_deadlines.insert((at, id.clone()));
+        }
+    }
+
+    pub(crate) fn remove_command(&mut self, command: &Command) {
+        let id = &command.id;
+        if let Some(session) = &command.session {
+            drop_from_map(&mut self.by_session, session, command.seq);
+        }
+        if let Some(at) = command.state.ended_at() {
+            self.ended_commands.remove(&(at, id.clone()));
+            return;
+        }
+        drop_from_map(&mut self.queue, &command.agent, command.seq);
+        drop_from_map(&mut self.lines, &line(command), command.seq);
+        if let Some(at) = deadline(command) {
+            self.command_deadlines.remove(&(at, id.clone()));
+        }
+    }
+
+    pub(crate) fn add_token(&mut self, token: &ApiToken) {
+        self.token_hashes.insert(token.hash, token.id.clone());
+        self.tokens_of
+            .entry(token.subject.clone())
+            .or_default()
+            .insert(token.id.clone());
+        if let Some(at) = token.expires_at {
+            self.token_expiry.insert((at, token.id.clone()));
+        }
+    }
+
+    pub(crate) fn remove_token(&mut self, token: &ApiToken) {
+        self.token_hashes.remove(&token.hash);
+        drop_from_set(&mut self.tokens_of, &token.subject, &token.id);
+        if let Some(at) = token.expires_at {
+            self.token_expiry.remove(&(at, token.id.clone()));
+        }
+    }
+}
+
+fn line(command: &Command) -> Line {
+    (command.agent.clone(), command.session.clone())
+}
+
+/// The soonest of an open command's deadlines.
+fn deadline(command: &Command) -> Option<u64> {
+    match &command.state {
+        CommandState::Pending { .. } | CommandState::Sent { epoch: Epoch(0), .. } => command.expires_at,
+        CommandState::Sent { deadline, .. } => {
+            Some(command.expires_at.map_or(*deadline, |at| at.min(*deadline)))
+        }
+        CommandState::Acknowledged { deadline, .. } => Some(*deadline),
+        CommandState::Completed { .. }
+        | CommandState::Failed { .. }
+        | CommandState::Cancelled { .. }
+        | CommandState::Expired { .. } => None,
+    }
+}
+
+fn drop_from_set<K: Ord + Clone, V: Ord + Clone>(index: &mut OrdMap<K, OrdSet<V>>, key: &K, value: &V) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+fn drop_from_map<K: Ord + Clone>(index: &mut OrdMap<K, OrdMap<Seq, CommandId>>, key: &K, seq: Seq) {
+    if let Some(map) = index.get_mut(key) {
+        map.remove(&seq);
+        if map.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+impl State {
+    /// Derives every index from the tables.
+    pub(crate) fn rebuild_indexes(&mut self) {
+        let mut index = Indexes::default();
+        self.sessions
+            .values()
+            .for_each(|session| index.add_session(session));
+        self.commands
+            .values()
+            .for_each(|command| index.add_command(command));
+        self.tokens.values().for_each(|token| index.add_token(token));
+        for (key, recorded) in &self.recorded {
+            index.recorded.insert((recorded.at, recorded.revision), *key);
+        }
+        self.index = index;
+    }
+}

@@ -1,0 +1,358 @@
+//! The state: its tables, and everything that can be read of it.
+//!
+//! Tables are persistent ordered maps, so a clone is a handful of pointer copies and every reader
+//! has a state of its own that never changes. Only [`crate::txn::Txn`] writes. What is derived
+//! (`index`) is not encoded; it is rebuilt when a snapshot is read.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+
+use regent_types::{
+    AgentId, ClusterId, CommandId, LeaseName, Principal, Revision, SessionName, TemplateName, TokenId,
+    UserName,
+};
+
+use crate::digest::Contribution;
+use crate::event::{Event, EventId};
+use crate::index::Indexes;
+use crate::outcome::Applied;
+use crate::record::{Agent, ApiToken, Command, CommandState, Lease, Role, Session, Subject, Template, User};
+
+/// How many commands [`State::deliverable`] gives at a time: one round of sending for one agent.
+pub const MAX_DELIVERABLE: usize = 64;
+
+/// What the cluster is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) cluster: ClusterId,
+    pub(crate) feature_level: u32,
+}
+
+/// What an idempotency key stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    pub(crate) body: [u8; 16],
+    pub(crate) at: u64,
+    pub(crate) revision: Revision,
+    pub(crate) applied: Applied,
+}
+
+/// Everything that is replicated. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct State {
+    pub(crate) revision_base: u64,
+    pub(crate) revision: Revision,
+    pub(crate) now: u64,
+    pub(crate) digest: u64,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) sessions: OrdMap<SessionName, Arc<Session>>,
+    pub(crate) agents: OrdMap<AgentId, Arc<Agent>>,
+    pub(crate) commands: OrdMap<CommandId, Arc<Command>>,
+    pub(crate) leases: OrdMap<LeaseName, Arc<Lease>>,
+    pub(crate) templates: OrdMap<TemplateName, Arc<Template>>,
+    pub(crate) users: OrdMap<UserName, Arc<User>>,
+    pub(crate) tokens: OrdMap<TokenId, Arc<ApiToken>>,
+    pub(crate) recorded: OrdMap<[u8; 16], Arc<Recorded>>,
+    pub(crate) events: OrdMap<EventId, Arc<Event>>,
+    pub(crate) events_floor: EventId,
+    pub(crate) index: Indexes,
+    pub(crate) contribution: Contribution,
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) skew: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// The state before the first operation.
+    pub fn new() -> Self {
+        Self {
+            revision_base: 0,
+            revision: Revision(0),
+            now: 0,
+            digest: 0,
+            identity: None,
+            sessions: OrdMap::new(),
+            agents: OrdMap::new(),
+            commands: OrdMap::new(),
+            leases: OrdMap::new(),
+            templates: OrdMap::new(),
+            users: OrdMap::new(),
+            tokens: OrdMap::new(),
+            recorded: OrdMap::new(),
+            events: OrdMap::new(),
+            events_floor: EventId(Revision(0), 0),
+            index: Indexes::default(),
+            contribution: Contribution::default(),
+            #[cfg(any(test, feature = "faults"))]
+            skew: 0,
+        }
+    }
+
+    /// What is added to a log index to make a revision.
+    pub fn revision_base(&self) -> u64 {
+        self.revision_base
+    }
+
+    /// The revision of the last applied operation.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The cluster's time at the last applied operation, in milliseconds since the Unix epoch.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// The rolling digest: over every outcome and every changed record since the first operation.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// The cluster's identity, once it has one.
+    pub fn cluster_id(&self) -> Option<&ClusterId> {
+        self.identity.as_ref().map(|i| &i.cluster)
+    }
+
+    /// The feature level that gates apply's behaviour; 0 before the first operation.
+    pub fn feature_level(&self) -> u32 {
+        self.identity.as_ref().map_or(0, |i| i.feature_level)
+    }
+
+    /// A session.
+    pub fn session(&self, name: &SessionName) -> Option<&Arc<Session>> {
+        self.sessions.get(name)
+    }
+
+    /// All sessions, by name.
+    pub fn sessions(&self) -> &OrdMap<SessionName, Arc<Session>> {
+        &self.sessions
+    }
+
+    /// The sessions that have or had their place on an agent, final ones included, by name.
+    pub fn sessions_of_agent(&self, agent: &AgentId) -> impl Iterator<Item = &Arc<Session>> {
+        self.index
+            .by_agent
+            .get(agent)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.sessions.get(name))
+    }
+
+    /// A user's sessions, final ones included, by name.
+    pub fn sessions_of_user(&self, user: &UserName) -> impl Iterator<Item = &Arc<Session>> {
+        self.index
+            .by_user
+            .get(user)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.sessions.get(name))
+    }
+
+    /// Sessions that wait for room, oldest first.
+    pub fn waiting_sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.index
+            .waiting
+            .iter()
+            .filter_map(|(_, name)| self.sessions.get(name))
+    }
+
+    /// Sessions in a transitional state whose deadline is running, soonest first.
+    pub fn session_deadlines(&self) -> impl Iterator<Item = (u64, &Arc<Session>)> {
+        self.index
+            .session_deadlines
+            .iter()
+            .filter_map(|(at, name)| Some((*at, self.sessions.get(name)?)))
+    }
+
+    /// An agent.
+    pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> {
+        self.agents.get(id)
+    }
+
+    /// All agents, by id.
+    pub fn agents(&self) -> &OrdMap<AgentId, Arc<Agent>> {
+        &self.agents
+    }
+
+    /// A command.
+    pub fn command(&self, id: &CommandId) -> Option<&Arc<Command>> {
+        self.commands.get(id)
+    }
+
+    /// All commands, by id.
+    pub fn commands(&self) -> &OrdMap<CommandId, Arc<Command>> {
+        &self.commands
+    }
+
+    /// An agent's open commands, in queue order.
+    pub fn queue(&self, agent: &AgentId) -> impl Iterator<Item = &Arc<Command>> {
+        self.index
+            .queue
+            .get(agent)
+            .into_iter()
+            .flat_map(OrdMap::values)
+            .filter_map(|id| self.commands.get(id))
+    }
+
+    /// All commands about a session, final ones included, in the order in which they were queued.
+    pub fn session_commands(&self, session: &SessionName) -> impl Iterator<Item = &Arc<Command>> {
+        self.index
+            .by_session
+            .get(session)
+            .into_iter()
+            .flat_map(OrdMap::values)
+            .filter_map(|id| self.commands.get(id))
+    }
+
+    /// The first open command of a line: of the session, or of those that are about none.
+    pub fn head_of_line(&self, agent: &AgentId, session: Option<&SessionName>) -> Option<&Arc<Command>> {
+        let line = self.index.lines.get(&(agent.clone(), session.cloned()))?;
+        self.commands.get(&line.get_min()?.1)
+    }
+
+    /// What should be sent to an agent now on its leading connection, in queue order: the head of
+    /// each line that is due, or that was handed to an earlier connection. At most
+    /// [`MAX_DELIVERABLE`]; nothing while no connection leads. Costs the agent's open commands.
+    pub fn deliverable(&self, agent: &AgentId, now: u64) -> Vec<Arc<Command>> {
+        let Some(leading) = self.agent(agent).and_then(|a| a.leading()) else {
+            return Vec::new();
+        };
+        let epoch = leading.epoch;
+        self.heads(agent)
+            .filter(|command| match (command.backoff(), &command.state) {
+                (Some(not_before), _) => not_before <= now,
+                (
+                    None,
+                    CommandState::Sent { epoch: sent, .. } | CommandState::Acknowledged { epoch: sent, .. },
+                ) => *sent != epoch,
+                (None, _) => false,
+            })
+            .take(MAX_DELIVERABLE)
+            .cloned()
+            .collect()
+    }
+
+    /// When the next of an agent's commands that now wait for their backoff is due.
+    pub fn next_wakeup(&self, agent: &AgentId) -> Option<u64> {
+        self.heads(agent)
+            .filter_map(|command| command.backoff())
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    /// Open commands whose acknowledgement, execution or expiry deadline is running, soonest first.
+    pub fn command_deadlines(&self) -> impl Iterator<Item = (u64, &Arc<Command>)> {
+        self.index
+            .command_deadlines
+            .iter()
+            .filter_map(|(at, id)| Some((*at, self.commands.get(id)?)))
+    }
+
+    fn heads(&self, agent: &AgentId) -> impl Iterator<Item = &Arc<Command>> {
+        self.queue(agent).filter(|command| {
+            let line = (command.agent.clone(), command.session.clone());
+            self.index
+                .lines
+                .get(&line)
+                .and_then(OrdMap::get_min)
+                .is_some_and(|(seq, _)| *seq == command.seq)
+        })
+    }
+
+    /// A lease that is held.
+    pub fn lease(&self, name: &LeaseName) -> Option<&Arc<Lease>> {
+        self.leases.get(name)
+    }
+
+    /// All leases that are held, by name.
+    pub fn leases(&self) -> &OrdMap<LeaseName, Arc<Lease>> {
+        &self.leases
+    }
+
+    /// A template.
+    pub fn template(&self, name: &TemplateName) -> Option<&Arc<Template>> {
+        self.templates.get(name)
+    }
+
+    /// All templates, by name.
+    pub fn templates(&self) -> &OrdMap<TemplateName, Arc<Template>> {
+        &self.templates
+    }
+
+    /// A user.
+    pub fn user(&self, name: &UserName) -> Option<&Arc<User>> {
+        self.users.get(name)
+    }
+
+    /// All users, by name.
+    pub fn users(&self) -> &OrdMap<UserName, Arc<User>> {
+        &self.users
+    }
+
+    /// An API token, expired or not.
+    pub fn token(&self, id: &TokenId) -> Option<&Arc<ApiToken>> {
+        self.tokens.get(id)
+    }
+
+    /// All API tokens, by id.
+    pub fn tokens(&self) -> &OrdMap<TokenId, Arc<ApiToken>> {
+        &self.tokens
+    }
+
+    /// The tokens that speak for a subject, by id.
+    pub fn tokens_of(&self, subject: &Subject) -> impl Iterator<Item = &Arc<ApiToken>> {
+        self.index
+            .tokens_of
+            .get(subject)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.tokens.get(id))
+    }
+
+    /// The token whose secret has this SHA-256, expired or not.
+    pub fn token_by_hash(&self, hash: &[u8; 32]) -> Option<&Arc<ApiToken>> {
+        self.tokens.get(self.index.token_hashes.get(hash)?)
+    }
+
+    /// For whom a token speaks at `now`, and what they may do. `None` when it is unknown, expired or revoked.
+    pub fn principal_of(&self, id: &TokenId, now: u64) -> Option<(Principal, Role)> {
+        let token = self.tokens.get(id)?;
+        if token.expires_at.is_some_and(|at| at <= now) {
+            return None;
+        }
+        match &token.subject {
+            Subject::User(name) => Some((Principal::User(name.clone()), self.users.get(name)?.role)),
+            // An agent's token may be made before the agent registers with it.
+            Subject::Agent(id) => Some((Principal::Agent(id.clone()), Role::Agent)),
+        }
+    }
+
+    /// The events that are kept, in order.
+    pub fn events(&self) -> &OrdMap<EventId, Arc<Event>> {
+        &self.events
+    }
+
+    /// Events before this one may have been dropped: a watcher that has seen up to `id` misses
+    /// none if `id.next()` is not before it.
+    pub fn events_floor(&self) -> EventId {
+        self.events_floor
+    }
+
+    /// How many idempotency keys are kept.
+    pub fn idempotency_count(&self) -> usize {
+        self.recorded.len()
+    }
+
+    /// Makes apply differ from other nodes' from now on: a fault, so that tests can see it noticed.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn skew(&mut self, by: u64) {
+        self.skew = by;
+    }
+}
