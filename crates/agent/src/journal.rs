@@ -106,6 +106,10 @@ impl Journal {
 
     /// Reads everything, sets damaged files aside and prunes what is too old or too much.
     pub fn load(&self, now_ms: u64) -> io::Result<Loaded> {
+        self.load_at_most(now_ms, MAX_ENTRIES)
+    }
+
+    fn load_at_most(&self, now_ms: u64, max_entries: usize) -> io::Result<Loaded> {
         let mut loaded = Loaded::default();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -127,7 +131,7 @@ impl Journal {
         loaded
             .entries
             .sort_by(|a, b| (a.intent.begun_at_ms, &a.key).cmp(&(b.intent.begun_at_ms, &b.key)));
-        self.prune(&mut loaded.entries, now_ms)?;
+        self.prune(&mut loaded.entries, now_ms, max_entries)?;
         Ok(loaded)
     }
 
@@ -182,8 +186,8 @@ impl Journal {
     }
 
     /// `entries` are oldest first.
-    fn prune(&self, entries: &mut Vec<Entry>, now_ms: u64) -> io::Result<()> {
-        let mut surplus = entries.len().saturating_sub(MAX_ENTRIES);
+    fn prune(&self, entries: &mut Vec<Entry>, now_ms: u64, max_entries: usize) -> io::Result<()> {
+        let mut surplus = entries.len().saturating_sub(max_entries);
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries.drain(..) {
             let old = now_ms.saturating_sub(entry.intent.begun_at_ms) > MAX_AGE_MS;
@@ -325,19 +329,16 @@ mod tests {
         assert_eq!(keys, [key("new", 1)]);
         assert_eq!(journal.get(&key("old", 1)).unwrap(), None);
 
-        // Written by hand: ten thousand syncs would take long.
-        let total = MAX_ENTRIES as u64 + 5;
-        for n in 0..total {
-            let outcome = (n != 2).then(|| done("x"));
-            let entry = Entry {
-                key: key(&format!("c-{n}"), 1),
-                intent: intent(n),
-                outcome,
-            };
-            fs::write(journal.path(&entry.key), serde_json::to_vec(&entry).unwrap()).unwrap();
+        for n in 0..8 {
+            journal.begin(&key(&format!("c-{n}"), 1), intent(n)).unwrap();
+            if n != 2 {
+                journal
+                    .finish(&key(&format!("c-{n}"), 1), intent(n), done("x"))
+                    .unwrap();
+            }
         }
-        let loaded = journal.load(MAX_AGE_MS).unwrap();
-        assert_eq!(loaded.entries.len(), MAX_ENTRIES);
+        let loaded = journal.load_at_most(MAX_AGE_MS, 4).unwrap();
+        assert_eq!(loaded.entries.len(), 4);
         assert_eq!(loaded.entries[0].key, key("c-2", 1), "what is not finished stays");
     }
 }

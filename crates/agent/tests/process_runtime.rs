@@ -500,6 +500,21 @@ async fn a_start_of_an_unknown_program_says_which_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_poses_as_regents_own_is_refused() {
+    let data = Data::new();
+    let env = BTreeMap::from([("REGENT_SESSION_DIR=/elsewhere".to_owned(), String::new())]);
+    let error = open(data.path())
+        .start(&StartSpec {
+            env,
+            ..spec("pose-1", SLEEP)
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RuntimeError::BadSpec { .. }), "{error:?}");
+    assert!(!data.session("pose-1").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shim_that_says_nothing_is_rolled_back() {
     let data = Data::new();
     let mut options = ProcessOptions::new(data.path()).unwrap();

@@ -360,6 +360,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn wake<'a>(&'a self, session: &'a SessionRef) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
 
     /// All sessions that are here, in the order of their names. Needs no fencing token: it changes nothing.
+    /// Waits for nobody, so a session that is just being started or stopped may be seen half way: ended, or
+    /// not at all. Whoever reconciles leaves those alone that it has an action under way for.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Observed>, RuntimeError>>;
 
     /// Events from now on. Sessions of an earlier agent process are watched once `list` has found them.

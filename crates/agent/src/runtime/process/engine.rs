@@ -452,10 +452,10 @@ impl Engine {
             session: spec.session.clone(),
             reason: format!("{what}: {error}"),
         };
-        if spec.command.is_empty() || spec.command.contains('\0') {
+        if let Err(reason) = check(spec) {
             return Err(RuntimeError::BadSpec {
                 session: spec.session.clone(),
-                reason: "the template names no program".to_owned(),
+                reason,
             });
         }
         let launch = self
@@ -567,6 +567,17 @@ impl Engine {
             io::ErrorKind::AddrInUse,
             "no free port was offered",
         ))
+    }
+}
+
+/// What no machine could start. A variable's name with `=` in it could pose as one of Regent's.
+fn check(spec: &StartSpec) -> Result<(), String> {
+    if spec.command.is_empty() {
+        return Err("the template names no program".to_owned());
+    }
+    match spec.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+        Some(name) => Err(format!("{name:?} cannot be the name of an environment variable")),
+        None => Ok(()),
     }
 }
 
