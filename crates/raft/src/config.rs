@@ -37,9 +37,9 @@ pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
 
 /// Largest `Proposal::body` in bytes.
 ///
-/// sled moves values over 131,052 bytes to blob files that it never syncs, and one of our records is
-/// one value, so a proposal must stay well below that; see `log::MAX_RECORD`.
-pub const MAX_PROPOSAL: usize = 64 * 1024;
+/// A session with a full manifest or an agent's first report of some thousand sessions stays below it; it is
+/// what one entry may add to a replication request. The log itself keeps records of any size in parts.
+pub const MAX_PROPOSAL: usize = 1024 * 1024;
 
 /// One operation on its way through the log.
 ///
@@ -122,8 +122,8 @@ impl Default for Timing {
 pub struct SnapshotPolicy {
     /// Entries applied since the last snapshot that call for the next one.
     pub every: u64,
-    /// Entries kept before the snapshot, so that a follower a little behind needs no snapshot, and so
-    /// that an older snapshot can still stand in for a damaged newest one.
+    /// Entries kept before the snapshot, so that a follower a little behind needs no snapshot. With at least
+    /// `every` of them an older snapshot can also stand in for a damaged newest one.
     pub keep: u64,
 }
 

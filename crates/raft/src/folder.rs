@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 /// A locked data folder. The lock is held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct DataFolder {
-    path: PathBuf,
     _lock: File,
 }
 
@@ -76,19 +75,8 @@ impl DataFolder {
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
         Ok(Self {
-            path: path.to_owned(),
             _lock: lock,
         })
-    }
-
-    /// The folder itself.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where snapshots are.
-    pub(crate) fn snapshots(&self) -> PathBuf {
-        self.path.join("snapshots")
     }
 }
 

@@ -2,5 +2,8 @@
 
 mod codec;
 mod config;
+mod digest;
 mod folder;
 mod log;
+mod machine;
+mod snapshot;

@@ -34,6 +34,7 @@ pub use self::memory::MemoryDisk;
 pub(crate) use self::sled::SledEngine;
 pub(crate) use self::store::Log;
 use crate::config::{LogId, Vote};
+use crate::folder::FolderError;
 
 /// Bytes of entries that one read for replication returns at most (but always one entry): what a peer
 /// must buffer per request, and what delays a heartbeat behind it on the same connection.
@@ -108,6 +109,9 @@ pub enum LogError {
         /// What was found, with the index where there is one.
         what: String,
     },
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The storage engine failed.
     #[error("the raft log in {place} failed")]
     Engine {

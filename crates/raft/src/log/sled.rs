@@ -20,6 +20,7 @@ use tracing::warn;
 
 use super::mark::Mark;
 use super::{Engine, LogError, Promise, Visit};
+use crate::folder::DataFolder;
 
 /// Bytes of one part. sled splits a leaf when it has more than 16 entries, so at most 17 are written
 /// together: 17 x (7,168 + key and header) stays below 131,052.
@@ -44,11 +45,15 @@ pub(crate) struct SledEngine {
     file: File,
     mark: Mark,
     promised: Option<Promise>,
+    // Last: the folder is free for others once the database is closed.
+    _lock: DataFolder,
 }
 
 impl SledEngine {
-    /// Opens or creates the database in `<data>/log` and the watermark `<data>/log.mark`.
+    /// Locks the data folder and opens or creates the database and the watermark in it. The lock is held
+    /// until this is dropped.
     pub(crate) fn open(data: &Path) -> Result<Self, LogError> {
+        let lock = DataFolder::open(data)?;
         let folder = data.join("log");
         let (mark, promised) = Mark::open(&data.join("log.mark"))?;
         let failed = |source| LogError::Engine {
@@ -94,6 +99,7 @@ impl SledEngine {
             file,
             mark,
             promised,
+            _lock: lock,
         })
     }
 

@@ -1,0 +1,1 @@
+//! Snapshots on disk: round trip, damage, retention, which one a start takes.
