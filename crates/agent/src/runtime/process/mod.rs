@@ -33,6 +33,7 @@ use crate::lifeline::{self, ProcessId};
 pub mod demo;
 mod end;
 mod engine;
+mod launch;
 mod layout;
 mod limits;
 mod log;
