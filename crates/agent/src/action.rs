@@ -19,7 +19,7 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How long a session may take to end when asked, before it is forced, unless the payload says.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The longest grace that a payload can ask for.
-const MAX_STOP_GRACE: Duration = Duration::from_secs(60);
+const MAX_STOP_GRACE: Duration = Duration::from_mins(1);
 
 /// Commands of one line are done one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,10 +63,14 @@ impl Action {
             Ok::<_, String>(target.session_ref(command.token))
         };
         match command.action.as_str() {
-            "start_session" => start(agent, read(command)?, command.token).map(|spec| Self::Start(Box::new(spec))),
+            "start_session" => {
+                start(agent, read(command)?, command.token).map(|spec| Self::Start(Box::new(spec)))
+            }
             "stop_session" => {
                 let grace = command.payload.get("graceMs").and_then(Value::as_u64);
-                let grace = grace.map_or(STOP_GRACE, Duration::from_millis).min(MAX_STOP_GRACE);
+                let grace = grace
+                    .map_or(STOP_GRACE, Duration::from_millis)
+                    .min(MAX_STOP_GRACE);
                 Ok(Self::Stop(target()?, grace))
             }
             "hibernate_session" => target().map(Self::Hibernate),
@@ -144,7 +148,10 @@ fn start(agent: &AgentId, payload: StartPayload, token: Token) -> Result<StartSp
     let mut words = spec.command.into_iter();
     let command = words.next().unwrap_or_default();
     if command.is_empty() && spec.base_image.is_empty() {
-        return Err(format!("template {} has neither a command nor an image", payload.template));
+        return Err(format!(
+            "template {} has neither a command nor an image",
+            payload.template
+        ));
     }
     Ok(StartSpec {
         session: payload.target.session_id,
@@ -199,9 +206,15 @@ mod tests {
         let Ok(Action::Start(spec)) = Action::parse(&agent(), &command("start_session", payload)) else {
             panic!("not read as a start");
         };
-        assert_eq!((spec.command.as_str(), spec.args.join(" ")), ("regent", "internal demo".to_owned()));
+        assert_eq!(
+            (spec.command.as_str(), spec.args.join(" ")),
+            ("regent", "internal demo".to_owned())
+        );
         assert_eq!((spec.cpu_milli, spec.memory_bytes), (Some(250), Some(64 << 20)));
-        assert_eq!((spec.generation, spec.token, spec.persistent_home), (3, Token(7), true));
+        assert_eq!(
+            (spec.generation, spec.token, spec.persistent_home),
+            (3, Token(7), true)
+        );
         assert_eq!(spec.env["A"], "b");
         assert_eq!(spec.port.as_ref().unwrap().container_port, Some(3000));
         assert_eq!(spec.hibernate, HibernateMode::Restart);
@@ -211,7 +224,8 @@ mod tests {
     fn what_is_not_known_or_not_readable_is_said_so() {
         let unknown = Action::parse(&agent(), &command("dance", json!({}))).unwrap_err();
         assert!(unknown.contains("\"dance\""), "{unknown}");
-        let unreadable = Action::parse(&agent(), &command("stop_session", json!({ "sessionId": "a" }))).unwrap_err();
+        let unreadable =
+            Action::parse(&agent(), &command("stop_session", json!({ "sessionId": "a" }))).unwrap_err();
         assert!(unreadable.contains("generation"), "{unreadable}");
     }
 }

@@ -18,11 +18,12 @@ use regent_types::frame::{
     ServerFrame, StatusFrame, Welcome,
 };
 use regent_types::session::SessionState;
-use regent_types::{ClusterId, CommandId, ReplicaName, SessionName, Token};
+use regent_types::{ClusterId, ReplicaName, SessionName, Token};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::action::Line;
+use crate::journal::{Outcome, RunKey};
 use crate::runtime::{Exit, Generation, Observed, ObservedState, SessionRef};
 
 /// Milliseconds of the process's own clock; only differences mean anything.
@@ -51,40 +52,11 @@ const MIN_HEARTBEAT: Millis = 100;
 pub const ENDED_KEPT: Millis = 3_600_000;
 
 /// The dedupe key of a command.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct RunKey {
-    /// The command.
-    pub command: CommandId,
-    /// The run.
-    pub run: u32,
-}
-
-impl RunKey {
-    /// The key of this command.
-    pub fn of(command: &CommandFrame) -> Self {
-        Self {
-            command: command.command_id.clone(),
-            run: command.run,
-        }
+pub fn key_of(command: &CommandFrame) -> RunKey {
+    RunKey {
+        command: command.command_id.clone(),
+        run: command.run,
     }
-}
-
-/// What came of a command.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "lowercase")]
-pub enum Outcome {
-    /// It is done.
-    Complete {
-        /// What the control plane is told.
-        result: Value,
-    },
-    /// It could not be done.
-    Failed {
-        /// Why.
-        error: String,
-        /// Whether trying again may help.
-        retryable: bool,
-    },
 }
 
 /// The cluster that a data folder belongs to, and the newest revision base seen of it.
@@ -143,7 +115,9 @@ pub enum Fatal {
         reason: String,
     },
     /// Its cluster would be told to stop what another cluster wants.
-    #[error("these servers are of cluster {found}, but this data folder belongs to cluster {ours}; use another data folder")]
+    #[error(
+        "these servers are of cluster {found}, but this data folder belongs to cluster {ours}; use another data folder"
+    )]
     OtherCluster {
         /// The cluster of the data folder.
         ours: ClusterId,
@@ -156,7 +130,9 @@ pub enum Fatal {
 enum Link {
     Down,
     /// `hello` is sent.
-    Greeting { since: Millis },
+    Greeting {
+        since: Millis,
+    },
     Up(Up),
 }
 
@@ -263,7 +239,7 @@ impl ControlSession {
     pub fn disconnected(&mut self) {
         self.link = Link::Down;
         for command in self.queue.drain(..) {
-            self.runs.remove(&RunKey::of(&command));
+            self.runs.remove(&key_of(&command));
         }
         for ended in self.ended.values_mut() {
             ended.reported = None;
@@ -300,13 +276,15 @@ impl ControlSession {
     /// What was begun came to its end, and that is recorded.
     pub fn finished(&mut self, key: RunKey, command: &CommandFrame, outcome: Outcome) {
         self.working.remove(&key);
-        if let (Outcome::Complete { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
+        if let (Outcome::Completed { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
             match command.action.as_str() {
                 "stop_session" => {
                     self.live.remove(&session);
                     self.ended.remove(&session);
                 }
-                "start_session" | "wake_session" | "hibernate_session" if !self.ended.contains_key(&session) => {
+                "start_session" | "wake_session" | "hibernate_session"
+                    if !self.ended.contains_key(&session) =>
+                {
                     self.live.insert(session);
                 }
                 _ => {}
@@ -384,7 +362,10 @@ impl ControlSession {
             }
             Some(ours) if ours.base > found.base => {
                 let (ours, base) = (ours.base, found.base);
-                self.reconnect(format!("node {} has revision base {base}, older than {ours}", welcome.node));
+                self.reconnect(format!(
+                    "node {} has revision base {base}, older than {ours}",
+                    welcome.node
+                ));
                 return;
             }
             Some(ours) if *ours == found => {}
@@ -409,7 +390,7 @@ impl ControlSession {
             tracing::debug!(command = %command.command_id, "ignored a command before the welcome");
             return;
         }
-        let key = RunKey::of(&command);
+        let key = key_of(&command);
         match self.runs.get(&key) {
             Some(Phase::Done(outcome)) => {
                 let outcome = outcome.clone();
@@ -452,7 +433,7 @@ impl ControlSession {
                 continue;
             }
             let command = self.queue.remove(at).expect("`at` is below the length");
-            let key = RunKey::of(&command);
+            let key = key_of(&command);
             // A newer leader may have spoken while it waited.
             if command.token < self.highest {
                 let outcome = too_old(command.token, self.highest);
@@ -505,14 +486,15 @@ impl ControlSession {
                 continue;
             }
             ended.reported = Some(now);
-            self.effects.push_back(Effect::Send(Box::new(AgentFrame::Status(StatusFrame {
-                session_id: session.clone(),
-                state: state_after(ended.exit).as_str().to_owned(),
-                reason: ended.exit.to_string(),
-                generation: Some(ended.generation),
-                url: None,
-                metadata: Value::Null,
-            }))));
+            self.effects
+                .push_back(Effect::Send(Box::new(AgentFrame::Status(StatusFrame {
+                    session_id: session.clone(),
+                    state: state_after(ended.exit).as_str().to_owned(),
+                    reason: ended.exit.to_string(),
+                    generation: Some(ended.generation),
+                    url: None,
+                    metadata: Value::Null,
+                }))));
         }
     }
 
@@ -550,7 +532,7 @@ impl ControlSession {
 
     fn report(&mut self, key: &RunKey, outcome: &Outcome) {
         let frame = match outcome.clone() {
-            Outcome::Complete { result } => AgentFrame::Complete(Complete {
+            Outcome::Completed { result } => AgentFrame::Complete(Complete {
                 command_id: key.command.clone(),
                 run: Some(key.run),
                 result,

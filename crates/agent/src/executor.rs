@@ -1,0 +1,228 @@
+//! Does what commands ask for, and keeps the record of it.
+//!
+//! Each command is a task of its own, so nothing here makes the session with the control plane wait; how
+//! many there are at a time, and in which order, is the session's decision (`session`). The order within a
+//! task is the invariant: **fence, intent, action, outcome**. The fence refuses an older leader before
+//! anything is written, the intent is durable before anything is done, and the outcome is durable before
+//! anybody is told.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use regent_types::frame::CommandFrame;
+use regent_types::{AgentId, Token};
+
+use crate::action::{Action, Line, result_of};
+use crate::fence::{Fence, FenceError};
+use crate::journal::{Intent, Journal, Outcome, RunKey};
+use crate::reconcile;
+use crate::runtime::{Observed, Runtime, RuntimeError, SessionRef};
+use crate::session::key_of;
+
+/// How long an action may take where the control plane sets no deadline: a line must not be stuck for
+/// ever behind an engine that never answers.
+const LONGEST_ACTION: Duration = Duration::from_mins(10);
+
+/// Why the record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The fence.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    /// The journal.
+    #[error("the journal cannot be used")]
+    Journal(#[source] std::io::Error),
+}
+
+/// Does commands. Cheap to clone.
+#[derive(Clone)]
+pub struct Executor {
+    agent: AgentId,
+    runtime: Arc<dyn Runtime>,
+    fence: Fence,
+    journal: Journal,
+}
+
+/// What an executor found on disk.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The highest fencing token seen.
+    pub highest: Token,
+    /// What is finished, oldest first.
+    pub outcomes: Vec<(RunKey, Outcome)>,
+}
+
+impl Executor {
+    /// Opens the records in a data folder.
+    pub fn open(agent: AgentId, runtime: Arc<dyn Runtime>, data: &Path) -> Result<Self, ExecutorError> {
+        let fence = Fence::open(data)?;
+        let journal = Journal::open(data).map_err(ExecutorError::Journal)?;
+        Ok(Self {
+            agent,
+            runtime,
+            fence,
+            journal,
+        })
+    }
+
+    /// Reads what is recorded, and records the outcome of what was cut off but done. Blocks.
+    pub fn recover(&self, found: &[Observed]) -> Result<Recovered, ExecutorError> {
+        let loaded = self.journal.load(unix_ms()).map_err(ExecutorError::Journal)?;
+        let mut outcomes = Vec::new();
+        for entry in loaded.entries {
+            let outcome = match entry.outcome {
+                Some(outcome) => outcome,
+                None => match reconcile::resolve(&entry.intent, found) {
+                    Some(outcome) => {
+                        tracing::info!(command = %entry.key.command, run = entry.key.run, action = entry.intent.action, "was done before this agent was cut off");
+                        self.journal
+                            .finish(&entry.key, entry.intent, outcome)
+                            .map_err(ExecutorError::Journal)?
+                    }
+                    None => continue,
+                },
+            };
+            outcomes.push((entry.key, outcome));
+        }
+        Ok(Recovered {
+            highest: self.fence.highest()?,
+            outcomes,
+        })
+    }
+
+    /// Does a command, or finds that it was done, and gives the outcome that is to be told.
+    pub async fn execute(&self, command: &CommandFrame) -> Outcome {
+        let key = key_of(command);
+        let action = match Action::parse(&self.agent, command) {
+            Ok(action) => action,
+            Err(error) => {
+                return Outcome::Failed {
+                    error,
+                    retryable: false,
+                };
+            }
+        };
+        let intent = Intent {
+            session: match Line::of(command) {
+                Line::Session(session) => Some(session),
+                Line::Agent => None,
+            },
+            generation: action.target().generation,
+            action: command.action.clone(),
+            token: command.token,
+            begun_at_ms: unix_ms(),
+        };
+        match self.begin(key.clone(), intent.clone()).await {
+            Ok(None) => {}
+            Ok(Some(outcome)) => return outcome,
+            Err(error) => {
+                tracing::error!(command = %key.command, %error, "a command cannot be begun");
+                let retryable = match &error {
+                    ExecutorError::Fence(fence) => fence.is_retryable(),
+                    ExecutorError::Journal(_) => true,
+                };
+                return Outcome::Failed {
+                    error: with_causes(&error),
+                    retryable,
+                };
+            }
+        }
+        let within = command
+            .deadline
+            .map_or(LONGEST_ACTION, Duration::from_millis)
+            .min(LONGEST_ACTION);
+        let outcome = match tokio::time::timeout(within, self.act(&action)).await {
+            Ok(Ok(result)) => Outcome::Completed { result },
+            Ok(Err(error)) => Outcome::Failed {
+                retryable: error.is_retryable(),
+                error: with_causes(&error),
+            },
+            Err(_) => Outcome::Failed {
+                error: format!("{} did not end within {} ms", command.action, within.as_millis()),
+                retryable: true,
+            },
+        };
+        self.finish(key, intent, outcome).await
+    }
+
+    /// Removes the record of a command that will not be asked for any more.
+    pub fn forget(&self, key: RunKey) {
+        let journal = self.journal.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = journal.forget(&key) {
+                tracing::warn!(command = %key.command, %error, "a journal entry was not removed");
+            }
+        });
+    }
+
+    /// Removes what is left of a session that ended by itself.
+    pub async fn remove(&self, session: &SessionRef) {
+        match self.runtime.stop(session, Duration::ZERO).await {
+            Ok(()) => tracing::info!(session = %session.session, "removed what was left of an ended session"),
+            Err(error) => {
+                tracing::warn!(session = %session.session, error = with_causes(&error), "what is left of an ended session stays");
+            }
+        }
+    }
+
+    async fn begin(&self, key: RunKey, intent: Intent) -> Result<Option<Outcome>, ExecutorError> {
+        let (fence, journal) = (self.fence.clone(), self.journal.clone());
+        blocking(move || {
+            fence.admit(intent.token)?;
+            let before = journal.begin(&key, intent).map_err(ExecutorError::Journal)?;
+            // Begun before and cut off: the runtime makes doing it again the same as doing it once.
+            Ok(before.and_then(|entry| entry.outcome))
+        })
+        .await
+    }
+
+    async fn finish(&self, key: RunKey, intent: Intent, outcome: Outcome) -> Outcome {
+        let journal = self.journal.clone();
+        let told = outcome.clone();
+        let recorded = blocking(move || journal.finish(&key, intent, outcome)).await;
+        recorded.unwrap_or_else(|error| {
+            // It is done all the same; a restarted agent finds out by what the runtime has.
+            tracing::error!(%error, "an outcome was not recorded");
+            told
+        })
+    }
+
+    async fn act(&self, action: &Action) -> Result<serde_json::Value, RuntimeError> {
+        match action {
+            Action::Start(spec) => self.runtime.start(spec).await.map(|one| result_of(&one)),
+            Action::Stop(session, grace) => self
+                .runtime
+                .stop(session, *grace)
+                .await
+                .map(|()| serde_json::Value::Null),
+            Action::Hibernate(session) => self.runtime.hibernate(session).await.map(|one| result_of(&one)),
+            Action::Wake(session) => self.runtime.wake(session).await.map(|one| result_of(&one)),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("what runs here does not panic, and the runtime outlives it")
+}
+
+/// The error with its causes, for the control plane, which gets only the text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Milliseconds since the Unix epoch, for records and people; nothing is decided by them.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
