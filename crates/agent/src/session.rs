@@ -167,6 +167,7 @@ pub struct ControlSession {
     membership: Option<Membership>,
     highest: Token,
     link: Link,
+    welcomed: bool,
     runs: BTreeMap<RunKey, Phase>,
     /// The keys of all that are done, in the order in which they are forgotten.
     done: VecDeque<RunKey>,
@@ -187,6 +188,7 @@ impl ControlSession {
             membership: known.membership,
             highest: known.highest,
             link: Link::Down,
+            welcomed: false,
             runs: BTreeMap::new(),
             done: VecDeque::new(),
             queue: VecDeque::new(),
@@ -274,7 +276,8 @@ impl ControlSession {
     }
 
     /// What was begun came to its end, and that is recorded.
-    pub fn finished(&mut self, key: RunKey, command: &CommandFrame, outcome: Outcome) {
+    pub fn finished(&mut self, command: &CommandFrame, outcome: Outcome) {
+        let key = key_of(command);
         self.working.remove(&key);
         if let (Outcome::Completed { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
             match command.action.as_str() {
@@ -339,9 +342,14 @@ impl ControlSession {
         }
     }
 
-    /// How many commands are being worked on.
-    pub fn working(&self) -> usize {
-        self.working.len()
+    /// The highest fencing token seen.
+    pub fn highest_token(&self) -> Token {
+        self.highest
+    }
+
+    /// Whether any node has welcomed this agent since it started.
+    pub fn was_welcomed(&self) -> bool {
+        self.welcomed
     }
 
     fn welcome(&mut self, now: Millis, welcome: Welcome) {
@@ -374,6 +382,7 @@ impl ControlSession {
                 self.membership = Some(found);
             }
         }
+        self.welcomed = true;
         let heartbeat = welcome.heartbeat_ms.max(MIN_HEARTBEAT);
         tracing::info!(node = %welcome.node, epoch = %welcome.epoch, heartbeat, "connected");
         self.link = Link::Up(Up {
