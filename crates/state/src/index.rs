@@ -23,6 +23,10 @@ pub(crate) struct Indexes {
     /// Pending without an agent, by creation.
     pub(crate) waiting: OrdSet<(u64, SessionName)>,
     pub(crate) session_deadlines: OrdSet<(u64, SessionName)>,
+    /// When sessions have lasted as long as they may; those that are being stopped not.
+    pub(crate) durations: OrdSet<(u64, SessionName)>,
+    /// Running ones that hibernate when idle.
+    pub(crate) idle: OrdSet<SessionName>,
     /// Final ones, by end.
     pub(crate) ended_sessions: OrdSet<(u64, SessionName)>,
     /// Open ones.
@@ -30,7 +34,11 @@ pub(crate) struct Indexes {
     /// Open ones.
     pub(crate) lines: OrdMap<Line, OrdMap<Seq, CommandId>>,
     pub(crate) by_session: OrdMap<SessionName, OrdMap<Seq, CommandId>>,
-    pub(crate) command_deadlines: OrdSet<(u64, CommandId)>,
+    /// When open commands expire.
+    pub(crate) expiries: OrdSet<(u64, CommandId)>,
+    /// When an agent's answer is overdue. By agent, since it counts only while the agent is there:
+    /// those of agents that are away cost nothing.
+    pub(crate) answers: OrdMap<AgentId, OrdSet<(u64, CommandId)>>,
     /// Final ones, by end.
     pub(crate) ended_commands: OrdSet<(u64, CommandId)>,
     pub(crate) token_hashes: OrdMap<[u8; 32], TokenId>,
@@ -61,6 +69,12 @@ impl Indexes {
         } else if let Some(at) = session.deadline {
             self.session_deadlines.insert((at, name.clone()));
         }
+        if let Some(at) = lasts_until(session) {
+            self.durations.insert((at, name.clone()));
+        }
+        if may_idle(session) {
+            self.idle.insert(name.clone());
+        }
     }
 
     pub(crate) fn remove_session(&mut self, session: &Session) {
@@ -76,6 +90,12 @@ impl Indexes {
                 .remove(&(session.ended_at.unwrap_or(session.updated_at), name.clone()));
         } else if let Some(at) = session.deadline {
             self.session_deadlines.remove(&(at, name.clone()));
+        }
+        if let Some(at) = lasts_until(session) {
+            self.durations.remove(&(at, name.clone()));
+        }
+        if may_idle(session) {
+            self.idle.remove(name);
         }
     }
 
@@ -99,8 +119,11 @@ impl Indexes {
             .entry(line(command))
             .or_default()
             .insert(command.seq, id.clone());
-        if let Some(at) = deadline(command) {
-            self.command_deadlines.insert((at, id.clone()));
+        if let Some(at) = expiry(command) {
+            self.expiries.insert((at, id.clone()));
+        }
+        if let Some(at) = answer_due(command) {
+            self.answers.entry(command.agent.clone()).or_default().insert((at, id.clone()));
         }
     }
 
@@ -115,8 +138,11 @@ impl Indexes {
         }
         drop_from_map(&mut self.queue, &command.agent, command.seq);
         drop_from_map(&mut self.lines, &line(command), command.seq);
-        if let Some(at) = deadline(command) {
-            self.command_deadlines.remove(&(at, id.clone()));
+        if let Some(at) = expiry(command) {
+            self.expiries.remove(&(at, id.clone()));
+        }
+        if let Some(at) = answer_due(command) {
+            drop_from_set(&mut self.answers, &command.agent, &(at, id.clone()));
         }
     }
 
@@ -144,14 +170,33 @@ fn line(command: &Command) -> Line {
     (command.agent.clone(), command.session.clone())
 }
 
-/// The soonest of an open command's deadlines.
-fn deadline(command: &Command) -> Option<u64> {
+/// When a session has lasted as long as it may, unless its end has begun.
+fn lasts_until(session: &Session) -> Option<u64> {
+    let open = !session.state.is_final() && session.stop_command.is_none();
+    session.max_duration.filter(|_| open).map(|ms| session.created_at.saturating_add(ms))
+}
+
+fn may_idle(session: &Session) -> bool {
+    session.state == SessionState::Running && session.idle_timeout.is_some()
+}
+
+/// When a command expires: one that is acknowledged does not any more.
+fn expiry(command: &Command) -> Option<u64> {
     match &command.state {
-        CommandState::Pending { .. } | CommandState::Sent { epoch: Epoch(0), .. } => command.expires_at,
-        CommandState::Sent { deadline, .. } => {
-            Some(command.expires_at.map_or(*deadline, |at| at.min(*deadline)))
-        }
-        CommandState::Acknowledged { deadline, .. } => Some(*deadline),
+        CommandState::Pending { .. } | CommandState::Sent { .. } => command.expires_at,
+        CommandState::Acknowledged { .. }
+        | CommandState::Completed { .. }
+        | CommandState::Failed { .. }
+        | CommandState::Cancelled { .. }
+        | CommandState::Expired { .. } => None,
+    }
+}
+
+/// When the acknowledgement or the outcome of a command that is in an agent's hands is overdue.
+fn answer_due(command: &Command) -> Option<u64> {
+    match &command.state {
+        CommandState::Pending { .. } | CommandState::Sent { epoch: Epoch(0), .. } => None,
+        CommandState::Sent { deadline, .. } | CommandState::Acknowledged { deadline, .. } => Some(*deadline),
         CommandState::Completed { .. }
         | CommandState::Failed { .. }
         | CommandState::Cancelled { .. }

@@ -31,7 +31,7 @@ mod report;
 mod sleep;
 
 pub(crate) use ending::stop;
-pub(crate) use overdue::overdue;
+pub(crate) use overdue::{is_due, overdue};
 pub(crate) use report::{report, take_report};
 pub(crate) use sleep::{hibernate, wake};
 

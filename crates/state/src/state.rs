@@ -163,14 +163,6 @@ impl State {
             .filter_map(|(_, name)| self.sessions.get(name))
     }
 
-    /// Sessions in a transitional state whose deadline is running, soonest first.
-    pub fn session_deadlines(&self) -> impl Iterator<Item = (u64, &Arc<Session>)> {
-        self.index
-            .session_deadlines
-            .iter()
-            .filter_map(|(at, name)| Some((*at, self.sessions.get(name)?)))
-    }
-
     /// An agent.
     pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> {
         self.agents.get(id)
@@ -245,14 +237,6 @@ impl State {
             .filter_map(|command| command.backoff())
             .filter(|at| *at > self.now)
             .min()
-    }
-
-    /// Open commands whose acknowledgement, execution or expiry deadline is running, soonest first.
-    pub fn command_deadlines(&self) -> impl Iterator<Item = (u64, &Arc<Command>)> {
-        self.index
-            .command_deadlines
-            .iter()
-            .filter_map(|(at, id)| Some((*at, self.commands.get(id)?)))
     }
 
     fn heads(&self, agent: &AgentId) -> impl Iterator<Item = &Arc<Command>> {

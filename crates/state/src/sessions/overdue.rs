@@ -28,7 +28,7 @@ pub(crate) fn overdue(
     let Some(session) = txn
         .state()
         .session(name)
-        .filter(|s| s.changed == changed && is_due(txn.state(), s))
+        .filter(|s| s.changed == changed && is_due(txn.state(), s, txn.now()))
         .cloned()
     else {
         return Ok(Outcome::Stale);
@@ -86,9 +86,9 @@ pub(crate) fn overdue(
 }
 
 /// Whether the deadline of a session has passed while its agent was there.
-pub(crate) fn is_due(state: &State, session: &Session) -> bool {
+pub(crate) fn is_due(state: &State, session: &Session, now: u64) -> bool {
     session.state.is_transitional()
-        && session.deadline.is_some_and(|at| at <= state.now())
+        && session.deadline.is_some_and(|at| at <= now)
         && session
             .agent
             .as_ref()

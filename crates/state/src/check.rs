@@ -1,0 +1,93 @@
+//! What holds of every state, checked from scratch: for tests, and for a node that doubts its own state.
+
+use std::collections::BTreeMap;
+
+use regent_types::{AgentId, UserName};
+
+use crate::record::{Session, Usage};
+use crate::state::State;
+
+impl State {
+    /// Checks that all that is derived (indexes, usage of agents and users) agrees with the records,
+    /// and that records agree with each other. Costs a walk through everything.
+    ///
+    /// # Errors
+    /// The first disagreement, in words.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_indexes()?;
+        self.check_usage()?;
+        self.check_connections()?;
+        self.check_commands()
+    }
+
+    fn check_indexes(&self) -> Result<(), String> {
+        let mut rebuilt = self.clone();
+        rebuilt.rebuild_indexes();
+        if rebuilt.index == self.index {
+            return Ok(());
+        }
+        Err(format!("the indexes are {:?}, but should be {:?}", self.index, rebuilt.index))
+    }
+
+    fn check_usage(&self) -> Result<(), String> {
+        let mut agents: BTreeMap<&AgentId, Usage> = BTreeMap::new();
+        let mut users: BTreeMap<&UserName, Usage> = BTreeMap::new();
+        for session in self.sessions.values() {
+            let taken = Session::taken(session);
+            if let Some(agent) = &session.agent {
+                let used = agents.entry(agent).or_default();
+                *used = used.plus(taken);
+            }
+            let used = users.entry(&session.user).or_default();
+            *used = used.plus(taken);
+        }
+        for agent in self.agents.values() {
+            let expected = agents.get(&agent.id).copied().unwrap_or_default();
+            if agent.allocated != expected {
+                return Err(format!("agent {} counts {:?}, not {expected:?}", agent.id, agent.allocated));
+            }
+        }
+        for user in self.users.values() {
+            let expected = users.get(&user.name).copied().unwrap_or_default();
+            if user.used != expected {
+                return Err(format!("user {} counts {:?}, not {expected:?}", user.name, user.used));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_connections(&self) -> Result<(), String> {
+        for agent in self.agents.values() {
+            let Some((replica, token)) = &agent.leader else { continue };
+            let Some(connection) = agent.connections.get(replica) else {
+                return Err(format!("agent {} is led by replica {replica:?}, which is not connected", agent.id));
+            };
+            let lease = self.leases.get(&regent_types::LeaseName::of_agent(&agent.id));
+            let held = lease.and_then(|lease| lease.connection.as_ref());
+            if held != Some(&(replica.clone(), connection.epoch)) || lease.is_none_or(|l| l.token != *token) {
+                return Err(format!("agent {} is led under token {token}, but its lease is {lease:?}", agent.id));
+            }
+        }
+        for lease in self.leases.values() {
+            if let (Some((replica, epoch)), Some(agent)) = (&lease.connection, lease.name.agent()) {
+                let connection = self.agents.get(&agent).and_then(|a| a.connections.get(replica));
+                if connection.is_none_or(|c| c.epoch != *epoch) {
+                    return Err(format!("lease {} stands for a connection that is gone", lease.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_commands(&self) -> Result<(), String> {
+        for command in self.commands.values().filter(|command| !command.state.is_final()) {
+            if !self.queue(&command.agent).any(|queued| queued.id == command.id) {
+                return Err(format!("command {} is open but in no queue", command.id));
+            }
+            if !self.agents.contains_key(&command.agent) {
+                return Err(format!("command {} is open for agent {}, which is gone", command.id, command.agent));
+            }
+        }
+        Ok(())
+    }
+}
