@@ -11,11 +11,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use regent_raft::{CallError, Node, ReadError};
 use regent_types::{AgentId, LeaseName, Token};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::leader::{Answer, Ask, Leader};

@@ -1,1 +1,28 @@
 //! One node: REST, agent gateway, lease clock, reconcilers.
+//!
+//! [`Server::start`] wires the parts; each follows one shape (options, the service, a cheap handle, an
+//! error), and none talks to another about state: **the log is the bus.** Every part looks at what was
+//! applied and acts on what concerns it.
+//!
+//! Where to look: `service` is what all parts are handed; `http` is REST; `gateway` holds the
+//! connections of agents; `dispatch` wakes those that applied operations concern; `keepalive`, `leader`
+//! and `lease_clock` are the leases; `reconcile` does, on the leader, what time makes due.
+
+mod activity;
+mod bootstrap;
+mod dispatch;
+mod follow;
+mod gateway;
+mod http;
+mod ids;
+mod keepalive;
+mod leader;
+mod lease_clock;
+mod options;
+mod peer;
+mod reconcile;
+mod server;
+mod service;
+
+pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Options};
+pub use server::{Error, Server};

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
 use regent_state::{Caller, Operation, Rejection, Request};
 use regent_types::{NodeId, Time};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Registry;
@@ -140,7 +141,7 @@ impl Service {
         let status = self.inner.node.status();
         match status.health {
             Health::Serving => {}
-            Health::Starting => reasons.push("the node is starting".to_owned()),
+            Health::Starting(what) => reasons.push(format!("the node is starting; it waits for {what}")),
             Health::NoQuorum => reasons.push("the node reaches no quorum".to_owned()),
             Health::Diverged => reasons.push("the node's state differs from the majority's".to_owned()),
             Health::Stopping => reasons.push("the node is stopping".to_owned()),

@@ -1,0 +1,331 @@
+//! The shell around a [`Connection`]: socket, timers, proposals.
+//!
+//! One task reads and decides, one writes. What is to be sent waits in a bounded queue; an agent that
+//! does not read it away is closed, so that it holds up nobody else. One message is one frame:
+//! StreamSpace joined several by newlines, and its agents lost them all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
+use futures::{FutureExt, SinkExt, StreamExt};
+use rand::RngExt;
+use regent_state::operation::AgentConnected;
+use regent_state::{Caller, Operation, Outcome, Rejection, Request};
+use regent_types::{CommandId, Epoch, LeaseName, Token, TokenId};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::connection::{Connection, Effect, Identity, Join, Joined};
+use super::registry::{Seat, Signal};
+use crate::keepalive::KeepaliveError;
+use crate::leader::boot_ms;
+use crate::service::{Service, wall_now};
+
+/// Frames that wait to be written to one agent. A round of commands is at most 64.
+const SEND_QUEUE: usize = 256;
+/// How long one frame may take to be written before the agent counts as gone.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// How long `AgentConnected` is tried; the agent had better ask another node then.
+const JOIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long a hand-over or a campaign is tried before the state is looked at again.
+const HAND_WITHIN: Duration = Duration::from_secs(5);
+/// Longest pause between two tries of a proposal.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The reason in a close frame, in bytes (RFC 6455, 5.5.1: 125 with the code).
+const MAX_REASON: usize = 120;
+
+type Decided = Result<Result<Outcome, Rejection>, String>;
+
+/// What came of an effect.
+enum Done {
+    Joined(Joined),
+    Reported(String, Decided),
+    Handed((CommandId, u32, u32, Epoch), Decided),
+    Renewed(LeaseName, Token, Option<u64>, Result<u64, KeepaliveError>),
+    Granted(LeaseName, Decided),
+    Released,
+}
+
+/// Runs a connection to its end, its disconnect included.
+pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity, seat: Seat) {
+    let agent = identity.agent.clone();
+    let (sink, stream) = socket.split();
+    let (queue, queued) = mpsc::channel(SEND_QUEUE);
+    let writer = tokio::spawn(write(sink, queued));
+    let mut shell = Shell {
+        core: Connection::new(identity.clone(), boot_ms()),
+        service: service.clone(),
+        identity,
+        queue: Some(queue),
+        work: FuturesUnordered::new(),
+        ended: None,
+    };
+    shell.serve(stream, &seat).await;
+
+    // Nothing more is queued, so the writer ends once it has written what was.
+    shell.queue = None;
+    let _ = writer.await;
+    let reason = shell.ended.unwrap_or_else(|| "the agent closed its connection".to_owned());
+    if let Some(epoch) = shell.core.epoch_to_leave() {
+        let replica = shell.core.replica().clone();
+        tracing::info!(%agent, %replica, %epoch, reason, "agent disconnected");
+        let operation = Operation::AgentDisconnected { agent, replica, epoch, reason };
+        // Bounded: after the stale time the lease clock has said the same.
+        let within = service.options().stale_after;
+        if let Err(error) = propose_until(&service, own(&service, operation), within).await {
+            tracing::warn!(%error, "a disconnect could not be written; the agent's lease will run out");
+        }
+    } else {
+        tracing::info!(%agent, reason, "connection closed");
+    }
+    drop(seat);
+}
+
+struct Shell {
+    core: Connection,
+    service: Service,
+    identity: Identity,
+    /// `None` once nothing more is to be sent.
+    queue: Option<mpsc::Sender<Message>>,
+    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Why it was closed from here.
+    ended: Option<String>,
+}
+
+impl Shell {
+    async fn serve(&mut self, mut stream: SplitStream<WebSocket>, seat: &Seat) {
+        let node = self.service.node().clone();
+        while self.perform() {
+            let timer = self.core.next_time().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(boot_ms())));
+            tokio::select! {
+                // Results and signals first: frames that came after them must be judged by them.
+                biased;
+                signal = seat.signal() => match signal {
+                    Signal::Look => self.look(),
+                    Signal::LetGo(reason) => self.core.let_go(&reason, wall_now()),
+                },
+                Some(done) = self.work.next(), if !self.work.is_empty() => {
+                    self.done(done).await;
+                    self.look();
+                }
+                message = stream.next(), if self.core.wants_frames() => match message {
+                    Some(Ok(Message::Text(text))) => self.core.on_text(&text, boot_ms(), &node.view().state),
+                    Some(Ok(Message::Binary(_))) => self.core.on_binary(boot_ms()),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.core.on_sign_of_life(boot_ms()),
+                    Some(Ok(Message::Close(frame))) => {
+                        self.ended = frame.filter(|frame| !frame.reason.is_empty()).map(|frame| format!("the agent closed its connection: {}", frame.reason));
+                        self.core.on_closed();
+                        return;
+                    }
+                    Some(Err(error)) => {
+                        self.ended = Some(format!("the connection broke: {error}"));
+                        self.core.on_closed();
+                        return;
+                    }
+                    None => {
+                        self.core.on_closed();
+                        return;
+                    }
+                },
+                () = sleep_until(timer) => {
+                    self.core.on_time(boot_ms(), wall_now());
+                    self.look();
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let node = self.service.node();
+        let view = node.view();
+        self.core.on_state(&view.state, boot_ms(), node.cluster_now(), wall_now());
+    }
+
+    /// Does what the core asks for; false once the socket is to be closed.
+    fn perform(&mut self) -> bool {
+        loop {
+            let effects = self.core.take_effects();
+            if effects.is_empty() {
+                return true;
+            }
+            for effect in effects {
+                if !self.perform_one(effect) {
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn perform_one(&mut self, effect: Effect) -> bool {
+        let service = self.service.clone();
+        match effect {
+            Effect::Send(text) => return self.enqueue(Message::Text(Utf8Bytes::from(text))),
+            Effect::Ping => return self.enqueue(Message::Ping(Bytes::new())),
+            Effect::Close { code, reason } => {
+                metrics::counter!("regent_agent_connections_closed_total", "code" => code.to_string()).increment(1);
+                let frame = CloseFrame { code, reason: Utf8Bytes::from(cut(&reason)) };
+                self.enqueue(Message::Close(Some(frame)));
+                self.ended = Some(reason);
+                return false;
+            }
+            Effect::Join(join) => {
+                let operation = connected(&self.identity, join);
+                self.work.push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
+            }
+            Effect::Report { subject, operation } => {
+                let within = service.options().stale_after;
+                let work = async move {
+                    let decided = propose_until(&service, own(&service, operation), within).await;
+                    Done::Reported(subject, decided)
+                };
+                self.work.push(work.boxed());
+            }
+            Effect::Hand { id, run, attempt, epoch } => {
+                let operation = Operation::CommandSent { id: id.clone(), run, epoch, attempt };
+                let work = async move {
+                    let decided = propose_until(&service, own(&service, operation), HAND_WITHIN).await;
+                    Done::Handed((id, run, attempt, epoch), decided)
+                };
+                self.work.push(work.boxed());
+            }
+            Effect::Renew { name, token, seq } => {
+                let work = async move {
+                    let result = service.leases().renew(name.clone(), token).await;
+                    Done::Renewed(name, token, seq, result)
+                };
+                self.work.push(work.boxed());
+            }
+            Effect::Acquire { name, ttl_ms } => {
+                let holder = format!("{}/{}", self.identity.agent, self.core.replica());
+                let operation = Operation::AcquireLease { name: name.clone(), holder, ttl_ms };
+                let request = by_token(&self.identity.token, operation);
+                let work = async move { Done::Granted(name, propose_until(&service, request, HAND_WITHIN).await) };
+                self.work.push(work.boxed());
+            }
+            Effect::Release { name, token } => {
+                let request = by_token(&self.identity.token, Operation::ReleaseLease { name, token });
+                let work = async move {
+                    if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
+                        tracing::debug!(error, "a lease was not released; it will run out");
+                    }
+                    Done::Released
+                };
+                self.work.push(work.boxed());
+            }
+        }
+        true
+    }
+
+    async fn done(&mut self, done: Done) {
+        let node = self.service.node();
+        let (now, wall) = (boot_ms(), wall_now());
+        match done {
+            Done::Joined(joined) => {
+                if let Joined::Yes { epoch, .. } = joined {
+                    let identity = &self.identity;
+                    tracing::info!(agent = %identity.agent, replica = %self.core.replica(), %epoch, "agent connected");
+                    // The welcome is made from a state in which the connection exists.
+                    let deadline = Instant::now() + JOIN_WITHIN;
+                    let _ = node.wait_for(regent_types::Revision(epoch.0), deadline).await;
+                }
+                self.core.joined(joined, now, wall, &node.view().state);
+            }
+            Done::Reported(subject, decided) => self.core.reported(&subject, decided),
+            Done::Handed(handed, decided) => {
+                self.core.handed(handed, decided, (&node.view().state, now, wall));
+            }
+            Done::Renewed(name, token, seq, result) => self.core.renewed(&name, token, seq, result, wall),
+            Done::Granted(name, decided) => self.core.granted(name, decided, wall),
+            Done::Released => {}
+        }
+    }
+
+    /// False when the agent does not read: it is closed, for its queue must not grow.
+    fn enqueue(&mut self, message: Message) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        if queue.try_send(message).is_ok() {
+            return true;
+        }
+        metrics::counter!("regent_agent_slow_consumers_total").increment(1);
+        self.ended = Some("the agent does not read what it is sent".to_owned());
+        self.core.on_closed();
+        false
+    }
+}
+
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut queued: mpsc::Receiver<Message>) {
+    while let Some(message) = queued.recv().await {
+        let last = matches!(message, Message::Close(_));
+        match tokio::time::timeout(WRITE_WITHIN, sink.send(message)).await {
+            Ok(Ok(())) if !last => {}
+            // The reading half notices that the socket is gone.
+            Ok(_) | Err(_) => break,
+        }
+    }
+    let _ = tokio::time::timeout(WRITE_WITHIN, sink.close()).await;
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn join_cluster(service: &Service, operation: Operation) -> Joined {
+    match propose_until(service, own(service, operation), JOIN_WITHIN).await {
+        Ok(Ok(Outcome::Connected { epoch, token })) => Joined::Yes { epoch, token },
+        Ok(Ok(other)) => Joined::Unavailable(format!("joining gave {other:?}")),
+        Ok(Err(rejection)) => Joined::Refused(rejection),
+        Err(error) => Joined::Unavailable(error),
+    }
+}
+
+fn connected(identity: &Identity, join: Join) -> Operation {
+    Operation::AgentConnected(AgentConnected {
+        agent: identity.agent.clone(),
+        replica: join.replica,
+        node: identity.node,
+        token: identity.token.clone(),
+        protocol: join.protocol,
+        stale_ms: join.stale_ms,
+        runtime_id: join.runtime_id,
+        sessions: join.sessions,
+        command_seed: crate::ids::command_id(),
+    })
+}
+
+fn own(service: &Service, operation: Operation) -> Request {
+    Request { caller: Caller::Node(service.id()), idempotency: None, operation }
+}
+
+fn by_token(token: &TokenId, operation: Operation) -> Request {
+    Request { caller: Caller::Token(token.clone()), idempotency: None, operation }
+}
+
+/// Proposes until it is decided. Only for what may be applied twice: reports and hand-overs of what was
+/// applied already change nothing, and a second join supersedes the first, as it should.
+async fn propose_until(service: &Service, request: Request, within: Duration) -> Decided {
+    let deadline = Instant::now() + within;
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let error = match service.node().propose(&request, deadline).await {
+            Ok(proposed) => return Ok(proposed.applied),
+            Err(error) => error,
+        };
+        if !(error.is_retryable() || error.is_unknown()) || Instant::now() + pause >= deadline {
+            return Err(error.to_string());
+        }
+        tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+fn cut(reason: &str) -> String {
+    let edge = (0..=reason.len().min(MAX_REASON)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+    reason[..edge].to_owned()
+}

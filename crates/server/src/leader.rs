@@ -1,0 +1,314 @@
+//! What only the leader knows: which leases are about to run out, who was heard when, what is in use.
+//!
+//! None of it is replicated. It lives on a [`Desk`] that belongs to one leadership: a new one begins
+//! with full TTLs and empty memories, and the old one answers nobody any more. A desk is only ever
+//! replaced by that of a newer leadership: were it made anew within one, a lease whose expiry is on its
+//! way could be renewed.
+//!
+//! Invariant: a batch of renewals is answered only after a read-index round that began after the batch
+//! arrived ([`Node::confirm`]), and a lease is renewed only if its token is current in the view of that
+//! round. So a deposed leader that does not know it yet renews nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use regent_raft::{Node, ReadError, View};
+use regent_state::{Caller, EventKind, EventRecord, Leadership, Operation, Rejection, Request, State};
+use regent_types::{AgentId, LeaseName, SessionName, Token};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::follow::{Cursor, News};
+use crate::lease_clock::LeaseClock;
+use crate::service::{ServiceError, wall_now};
+
+/// Leases expired by one operation, so that one entry stays small.
+const MAX_EXPIRE: usize = 256;
+/// How long an expiry is proposed; the clock proposes it again if nothing came of it.
+const EXPIRE_DEADLINE: Duration = Duration::from_secs(2);
+/// Longest sleep of the clock. Also how often it is compared with all leases that are held, in case a
+/// change was missed, and how soon a suspended machine notices that it slept.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Memories of sessions or agents that are gone, beyond as many as exist, before they are swept out.
+const SLACK: usize = 1_024;
+
+/// A question to the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Renew these leases. Answered by the TTL of each, `None` for those that are lost.
+    Renew(Vec<(LeaseName, Token)>),
+    /// What is left of each, in milliseconds.
+    Remaining(Vec<LeaseName>),
+    /// When each agent was last heard, in Unix milliseconds.
+    LastHeard(Vec<AgentId>),
+    /// These sessions are in use.
+    Touch(Vec<SessionName>),
+    /// When each session was last in use, in Unix milliseconds.
+    LastActivity(Vec<SessionName>),
+}
+
+/// The leader's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// Done; nothing to say.
+    Done,
+    /// One number for each that was asked about.
+    Times(Vec<Option<u64>>),
+}
+
+impl Answer {
+    /// For an answer that does not fit its question; only another version of this program gives one.
+    pub(crate) fn unexpected(&self) -> ServiceError {
+        tracing::warn!(answer = ?self, "the leader gave an answer that does not fit the question");
+        ServiceError::Read(ReadError::Timeout)
+    }
+}
+
+/// The leader's part of a node. Every node has one; it answers only while the node leads.
+#[derive(Default)]
+pub(crate) struct Leader {
+    node: OnceLock<Node>,
+    desk: Mutex<Option<Desk>>,
+}
+
+struct Desk {
+    clock: LeaseClock,
+    cursor: Cursor,
+    /// Cluster time at which this leadership began.
+    since: u64,
+    activity: BTreeMap<SessionName, u64>,
+    heard: BTreeMap<AgentId, u64>,
+}
+
+/// What the leader's memory says of idleness, for the reconcilers.
+pub(crate) struct Idleness {
+    since: u64,
+    activity: BTreeMap<SessionName, u64>,
+}
+
+impl Idleness {
+    /// When the session was last in use as far as this leadership knows, in cluster time.
+    pub(crate) fn last(&self, session: &SessionName) -> u64 {
+        self.activity.get(session).copied().unwrap_or(0).max(self.since)
+    }
+}
+
+impl Leader {
+    /// Once, when the node is started.
+    pub(crate) fn attach(&self, node: Node) {
+        assert!(self.node.set(node).is_ok(), "a leader is attached to its node once");
+    }
+
+    /// The node, once it is started.
+    pub(crate) fn node(&self) -> Option<&Node> {
+        self.node.get()
+    }
+
+    /// Answers, if this node leads.
+    pub(crate) async fn answer(&self, ask: Ask, deadline: Instant) -> Result<Answer, ReadError> {
+        let node = self.node.get().ok_or_else(|| ReadError::Stopped("the node is starting".to_owned()))?;
+        if let Ask::Renew(leases) = ask {
+            let (leadership, view) = node.confirm(deadline).await?;
+            return self.renew(leadership, &view, &leases);
+        }
+        let Some(leadership) = node.leadership().borrow().mine else {
+            return Err(not_leading());
+        };
+        let view = node.view();
+        let cluster_now = node.cluster_now();
+        let mut desk = self.desk(leadership, &view)?;
+        let desk = desk.as_mut().expect("a desk was just made");
+        Ok(match ask {
+            Ask::Renew(_) => unreachable!("answered above"),
+            Ask::Remaining(names) => {
+                let now = boot_ms();
+                Answer::Times(names.iter().map(|name| desk.clock.remaining(name, now)).collect())
+            }
+            Ask::LastHeard(agents) => {
+                Answer::Times(agents.iter().map(|agent| desk.heard.get(agent).copied()).collect())
+            }
+            Ask::Touch(sessions) => {
+                for session in sessions {
+                    if view.state.session(&session).is_some() {
+                        desk.activity.insert(session, cluster_now);
+                    }
+                }
+                if desk.activity.len() > view.state.sessions().len() + SLACK {
+                    desk.activity.retain(|session, _| view.state.session(session).is_some());
+                }
+                Answer::Done
+            }
+            Ask::LastActivity(sessions) => {
+                Answer::Times(sessions.iter().map(|session| desk.activity.get(session).copied()).collect())
+            }
+        })
+    }
+
+    /// What is known of idleness; `None` when this leadership is not (or no longer) ours.
+    pub(crate) fn idleness(&self, leadership: Leadership, view: &View) -> Option<Idleness> {
+        let desk = self.desk(leadership, view).ok()?;
+        desk.as_ref().map(|desk| Idleness { since: desk.since, activity: desk.activity.clone() })
+    }
+
+    fn renew(
+        &self,
+        leadership: Leadership,
+        view: &View,
+        leases: &[(LeaseName, Token)],
+    ) -> Result<Answer, ReadError> {
+        let mut desk = self.desk(leadership, view)?;
+        let desk = desk.as_mut().expect("a desk was just made");
+        let now = boot_ms();
+        let mut ttls = Vec::with_capacity(leases.len());
+        for (name, token) in leases {
+            let current = view.state.lease(name).filter(|lease| lease.token == *token);
+            let ttl = match current {
+                Some(lease) => {
+                    // Not yet in the clock if it was granted in this very view; else this changes nothing.
+                    desk.clock.granted(name.clone(), lease.token, lease.ttl_ms, now);
+                    desk.clock.renew(name, *token, now)
+                }
+                None => None,
+            };
+            if ttl.is_some()
+                && let Some(agent) = name.agent()
+            {
+                desk.heard.insert(agent, wall_now().0);
+            }
+            ttls.push(ttl);
+        }
+        if desk.heard.len() > view.state.agents().len() + SLACK {
+            desk.heard.retain(|agent, _| view.state.agent(agent).is_some());
+        }
+        Ok(Answer::Times(ttls))
+    }
+
+    /// The desk of this leadership, following the view; refused when a newer one has begun.
+    fn desk(&self, leadership: Leadership, view: &View) -> Result<MutexGuard<'_, Option<Desk>>, ReadError> {
+        let mut guard = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = boot_ms();
+        match guard.as_mut() {
+            Some(desk) if desk.clock.leadership() == leadership => desk.follow(&view.state, now),
+            Some(desk) if desk.clock.leadership() > leadership => return Err(not_leading()),
+            Some(_) | None => {
+                tracing::info!(term = leadership.term, leases = view.state.leases().len(), "the lease clock begins");
+                *guard = Some(Desk::new(leadership, &view.state, now));
+            }
+        }
+        Ok(guard)
+    }
+}
+
+impl Desk {
+    fn new(leadership: Leadership, state: &State, now: u64) -> Self {
+        let held = state.leases().values().map(|lease| (lease.name.clone(), lease.token, lease.ttl_ms));
+        Self {
+            clock: LeaseClock::new(leadership, held, now),
+            cursor: Cursor::at_end_of(state),
+            since: state.now(),
+            activity: BTreeMap::new(),
+            heard: BTreeMap::new(),
+        }
+    }
+
+    /// Takes up what was applied since.
+    fn follow(&mut self, state: &State, now: u64) {
+        match self.cursor.advance(state) {
+            News::Missed => self.agree(state, now),
+            News::Events(events) => {
+                for event in events {
+                    let EventRecord::Lease(lease) = &event.record else { continue };
+                    if event.kind == EventKind::LeaseGranted {
+                        self.clock.granted(lease.name.clone(), lease.token, lease.ttl_ms, now);
+                    } else {
+                        self.clock.gone(&lease.name, lease.token);
+                    }
+                }
+            }
+        }
+    }
+
+    fn agree(&mut self, state: &State, now: u64) {
+        let held = state.leases().values().map(|lease| (lease.name.clone(), (lease.token, lease.ttl_ms))).collect();
+        self.clock.agree(&held, now);
+    }
+}
+
+/// Runs the lease clock while this node leads; ends with `stop`.
+pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken) {
+    let mut leadership = node.leadership();
+    let mut applied = node.applied();
+    let mut compared = Instant::now();
+    loop {
+        applied.mark_unchanged();
+        let mine = leadership.borrow_and_update().mine;
+        let mut sleep = CHECK_EVERY;
+        if let Some(mine) = mine {
+            let compare = compared.elapsed() >= CHECK_EVERY;
+            if compare {
+                compared = Instant::now();
+            }
+            let (due, next) = leader.look(mine, &node.view(), compare);
+            if !due.is_empty() {
+                tokio::spawn(expire(node.clone(), mine, due));
+            }
+            sleep = next.min(CHECK_EVERY);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leadership.changed() => if changed.is_err() { return },
+            changed = applied.changed(), if mine.is_some() => if changed.is_err() { return },
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+}
+
+impl Leader {
+    /// What is due now, and how long until something is.
+    fn look(&self, mine: Leadership, view: &View, compare: bool) -> (Vec<(LeaseName, Token)>, Duration) {
+        let Ok(mut desk) = self.desk(mine, view) else { return (Vec::new(), CHECK_EVERY) };
+        let desk = desk.as_mut().expect("a desk was just made");
+        let now = boot_ms();
+        if compare {
+            desk.agree(&view.state, now);
+        }
+        let due = desk.clock.due(now, MAX_EXPIRE);
+        let next = desk.clock.next_due().map_or(CHECK_EVERY, |at| Duration::from_millis(at.saturating_sub(now)));
+        (due, next)
+    }
+}
+
+/// Proposes what was decided under `mine`. Apply refuses it under any other leadership, so it does not
+/// matter where it is taken should the leadership end in between.
+async fn expire(node: Node, mine: Leadership, leases: Vec<(LeaseName, Token)>) {
+    let names: Vec<String> = leases.iter().map(|(name, token)| format!("{name}@{token}")).collect();
+    let operation = Operation::ExpireLeases { leadership: mine, leases };
+    let request = Request { caller: Caller::Node(mine.node), idempotency: None, operation };
+    match node.propose(&request, Instant::now() + EXPIRE_DEADLINE).await.map(|done| done.applied) {
+        Ok(Ok(_)) => {
+            metrics::counter!("regent_leases_expired_total").increment(names.len() as u64);
+            tracing::info!(leases = ?names, "leases expired");
+        }
+        Ok(Err(Rejection::WrongLeadership)) => tracing::info!("an expiry was decided under a leadership that has ended"),
+        Ok(Err(rejection)) => tracing::error!(%rejection, leases = ?names, "an expiry was rejected"),
+        Err(error) => tracing::debug!(%error, leases = ?names, "an expiry was not written; it is tried again"),
+    }
+}
+
+fn not_leading() -> ReadError {
+    ReadError::NoLeader { reachable: Vec::new() }
+}
+
+/// Milliseconds by a clock that runs during suspend.
+pub(crate) fn boot_ms() -> u64 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(CLOCK);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds * 1_000 + nanos / 1_000_000
+}

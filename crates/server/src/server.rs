@@ -1,0 +1,181 @@
+//! Starting and stopping a node.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use regent_raft::{ClusterSecret, Node, SecretTooShort, SnapshotPolicy, StartError, Storage, Timing};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::leader::{self, Leader};
+use crate::options::Options;
+use crate::service::Service;
+use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, peer, reconcile};
+
+/// How long agents may take to be let go, their disconnects written.
+const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
+/// How long requests in flight may take to finish.
+const FINISH_WITHIN: Duration = Duration::from_secs(1);
+/// How long the leadership and the store may take; with the two above it stays below 5 s.
+const NODE_WITHIN: Duration = Duration::from_millis(2_300);
+
+/// Why a node could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The options contradict themselves.
+    #[error("{0}")]
+    Options(String),
+    /// The cluster secret is too short.
+    #[error(transparent)]
+    Secret(#[from] SecretTooShort),
+    /// The port of REST and gateway, or that of the peers, could not be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Log, snapshots or peer transport could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// A running node.
+pub struct Server {
+    service: Service,
+    http_addr: SocketAddr,
+    peer_addr: SocketAddr,
+    /// Ends the serving of HTTP.
+    http_stop: CancellationToken,
+    http: JoinHandle<()>,
+    /// Ends everything else.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Opens ports and data folder and starts everything. Returns as soon as requests are answered; that
+    /// the cluster is formed and serves is for `/readyz` to say.
+    pub async fn start(mut options: Options) -> Result<Self, Error> {
+        options.check().map_err(Error::Options)?;
+        let http_listener = listen(options.http_listener.take(), options.http)?;
+        let peer_listener = listen(options.peer_listener.take(), options.peer)?;
+        let (http_addr, peer_addr) = (address(&http_listener)?, address(&peer_listener)?);
+        if options.advertise_http.is_empty() {
+            options.advertise_http = format!("http://{http_addr}");
+        }
+        if options.advertise_peer.is_empty() {
+            options.advertise_peer = peer_addr.to_string();
+        }
+        if options.members.is_empty() {
+            options.members.insert(options.node, options.advertise_peer.clone());
+        }
+
+        let leader = Arc::new(Leader::default());
+        let storage = if options.in_memory { Storage::Memory(regent_raft::MemoryDisk::default()) } else { Storage::Disk };
+        let raft = regent_raft::Options {
+            node: options.node,
+            data: options.data.clone(),
+            listen: peer_addr,
+            advertise_peer: options.advertise_peer.clone(),
+            advertise_http: options.advertise_http.clone(),
+            members: options.members.clone(),
+            secret: ClusterSecret::new(&options.secret)?,
+            timing: Timing::default(),
+            snapshots: SnapshotPolicy::default(),
+            listener: Some(peer_listener),
+            storage,
+        };
+        let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
+        leader.attach(node.clone());
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let leases = keepalive::Handle::spawn(leader.clone(), stop.clone());
+        let activity = activity::Handle::new(leases.clone());
+        let http_stop = CancellationToken::new();
+        let service = Service::new(node.clone(), options, leases, activity, http_stop.clone());
+        tasks.spawn(leader::run(leader.clone(), node, stop.clone()));
+        tasks.spawn(dispatch::run(service.clone(), stop.clone()));
+        tasks.spawn(gateway::cutoff::run(service.clone(), stop.clone()));
+        tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
+        tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
+        tasks.close();
+
+        let router = http::router(service.clone());
+        let listener = tokio::net::TcpListener::from_std(http_listener)
+            .map_err(|source| Error::Listen { address: http_addr, source })?;
+        let http = tokio::spawn(serve(listener, router, http_stop.clone()));
+        tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
+        Ok(Self { service, http_addr, peer_addr, http_stop, http, stop, tasks })
+    }
+
+    /// Where REST and the agent gateway listen.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Where the peer transport listens.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer_addr
+    }
+
+    /// Waits until the node cannot go on, and gives the reason. The process should then end with an error.
+    pub async fn failed(&self) -> String {
+        self.service.node().failed().await
+    }
+
+    /// Stops in order, within 5 s: lets its agents go to other nodes, accepts nothing more and finishes
+    /// what is in flight, hands the leadership over, closes the store.
+    pub async fn shutdown(self) {
+        tracing::info!(node = %self.service.id(), "node stopping");
+        self.service.start_draining();
+        self.service.registry().let_go("this node is stopping; connect to another");
+        let mut count = self.service.registry().count();
+        if tokio::time::timeout(LET_GO_WITHIN, count.wait_for(|count| *count == 0)).await.is_err() {
+            tracing::warn!("some agents were not let go in time");
+        }
+        // Ends long answers (event streams) too.
+        self.http_stop.cancel();
+        let abort = self.http.abort_handle();
+        if tokio::time::timeout(FINISH_WITHIN, self.http).await.is_err() {
+            tracing::warn!("some requests were not finished in time");
+            abort.abort();
+        }
+        if tokio::time::timeout(NODE_WITHIN, self.service.node().shutdown()).await.is_err() {
+            tracing::warn!("the store was not closed in time");
+        }
+        self.stop.cancel();
+        self.tasks.wait().await;
+        tracing::info!(node = %self.service.id(), "node stopped");
+    }
+}
+
+async fn serve(listener: tokio::net::TcpListener, router: axum::Router, stop: CancellationToken) {
+    let app = router.into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "HTTP is not served any more");
+    }
+}
+
+fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Error> {
+    let open = || -> std::io::Result<TcpListener> {
+        let listener = match given {
+            Some(listener) => listener,
+            None => TcpListener::bind(on)?,
+        };
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    open().map_err(|source| Error::Listen { address: on, source })
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, Error> {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    listener.local_addr().map_err(|source| Error::Listen { address: unknown, source })
+}
