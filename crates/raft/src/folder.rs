@@ -74,9 +74,7 @@ impl DataFolder {
         }
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self {
-            _lock: lock,
-        })
+        Ok(Self { _lock: lock })
     }
 }
 

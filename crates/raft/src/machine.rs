@@ -14,14 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::OptionalSend;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use regent_state::{Leadership, Meta, Request, State, encode_applied};
 use regent_types::{NodeId, Revision};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
-use crate::config::{Entry, LeaderId, LogId, Member, Payload, Reply, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::config::{
+    Entry, LeaderId, LogId, Member, Payload, Reply, SnapshotMeta, StoredMembership, TypeConfig,
+};
 use crate::digest::Checkpoint;
 use crate::log::Log;
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotStore};
@@ -125,7 +127,11 @@ impl Machine {
             |restored| (restored.state, restored.meta),
         );
         let revision = revision_at(&state, meta.last_log_id);
-        let view = View { state: state.clone(), revision, applied_index: index_of(meta.last_log_id) };
+        let view = View {
+            state: state.clone(),
+            revision,
+            applied_index: index_of(meta.last_log_id),
+        };
         let published = Published::new(view);
         let machine = Self {
             state,
@@ -154,8 +160,15 @@ impl Machine {
                     let what = format!("the operation at index {index} cannot be decoded: {error}");
                     io::Error::new(io::ErrorKind::InvalidData, what)
                 })?;
-                let leadership = Leadership { term: leader_id.term, node: NodeId(leader_id.node_id) };
-                let meta = Meta { revision, leadership, at: proposal.at };
+                let leadership = Leadership {
+                    term: leader_id.term,
+                    node: NodeId(leader_id.node_id),
+                };
+                let meta = Meta {
+                    revision,
+                    leadership,
+                    at: proposal.at,
+                };
                 let applied = self.state.apply(&meta, &request);
                 if wanted {
                     reply = Bytes::from(encode_applied(&applied));
@@ -175,7 +188,10 @@ impl Machine {
                 digest: self.state.digest(),
             });
         }
-        Ok(Reply { revision: revision.0, applied: reply })
+        Ok(Reply {
+            revision: revision.0,
+            applied: reply,
+        })
     }
 
     /// Publishes the state, then answers those who wait.
@@ -191,7 +207,10 @@ impl Machine {
     }
 
     fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+        SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+        }
     }
 }
 
@@ -244,7 +263,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        Builder { state: self.state.clone(), meta: self.meta(), snapshots: self.snapshots.clone() }
+        Builder {
+            state: self.state.clone(),
+            meta: self.meta(),
+            snapshots: self.snapshots.clone(),
+        }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
@@ -265,7 +288,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<Snapshot<LeaderId, u64, Member, SnapshotFile>>, io::Error> {
-        Ok(self.snapshots.newest().map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+        Ok(self
+            .snapshots
+            .newest()
+            .map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
 
@@ -285,7 +311,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let snapshot = blocking(move || snapshots.write(&state, &meta)).await??;
         debug!(last = ?self.meta.last_log_id, elapsed = ?begun.elapsed(), "a snapshot is written");
         metrics::histogram!("regent_raft_snapshot_seconds").record(begun.elapsed());
-        Ok(Snapshot { meta: self.meta.clone(), snapshot })
+        Ok(Snapshot {
+            meta: self.meta.clone(),
+            snapshot,
+        })
     }
 }
 
@@ -301,3 +330,6 @@ fn index_of(last: Option<LogId>) -> u64 {
 fn revision_at(state: &State, last: Option<LogId>) -> Revision {
     last.map_or(Revision(0), |last| Revision(state.revision_base() + last.index))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -24,6 +24,10 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+/// Two sled databases in one process are unsupported, and tests share one when they run as threads.
+#[cfg(test)]
+pub(crate) static ONE_SLED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;

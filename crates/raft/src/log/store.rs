@@ -53,6 +53,8 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Known {
     purged: Option<LogId>,
+    /// Index of the first entry that is there, or will be.
+    first: u64,
     last: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
@@ -187,7 +189,7 @@ impl Log {
         while bytes < max_bytes || entries.is_empty() {
             let (from, cold_end) = {
                 let known = self.shared.known();
-                let from = next.max(known.purged.map_or(0, |purged| purged.index + 1));
+                let from = next.max(known.first);
                 if !entries.is_empty() && from > next {
                     break; // purged under us: what was read so far is still a correct answer
                 }
@@ -212,8 +214,7 @@ impl Log {
                 .await?;
             let first = cold.front().map(|entry| entry.log_id.index);
             if first != Some(from) {
-                let purged = self.shared.known().purged.map_or(0, |purged| purged.index + 1);
-                if purged > from {
+                if self.shared.known().first > from {
                     next = from;
                     continue; // purged between the look at `known` and the read
                 }
@@ -304,6 +305,7 @@ fn recover(engine: &dyn Engine) -> Result<Known, LogError> {
     let first = known.purged.map_or(0, |purged| purged.index + 1);
     // A purge that a crash interrupted goes on.
     engine.purge(first, usize::MAX)?;
+    known.first = first;
     let mut expected = first;
     engine.scan(first..u64::MAX, &mut |index, record| {
         if index != expected {
@@ -478,9 +480,12 @@ impl RaftLogStorage<TypeConfig> for Log {
             let mut known = self.shared.known();
             for entry in &entries {
                 let index = entry.log_id.index;
-                if known.last.is_some_and(|last| last.index + 1 != index) {
-                    let last = known.last.map_or(0, |last| last.index);
-                    return Err(io::Error::other(format!("append of index {index} after {last}")));
+                match known.last {
+                    Some(last) if last.index + 1 != index => {
+                        return Err(io::Error::other(format!("append of index {index} after {last}")));
+                    }
+                    Some(_) => {}
+                    None => known.first = index,
                 }
                 known.last = Some(entry.log_id);
                 known.tail.push(entry.clone());
@@ -516,6 +521,7 @@ impl RaftLogStorage<TypeConfig> for Log {
                 return Ok(());
             }
             known.purged = Some(upto);
+            known.first = upto.index + 1;
             known.last = known.last.max(Some(upto));
             known.tail.purge(upto.index);
         }

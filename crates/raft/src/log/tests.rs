@@ -12,9 +12,6 @@ use openraft::type_config::TypeConfigExt;
 use super::*;
 use crate::config::{Entry, LeaderId, Payload, Proposal, TypeConfig};
 
-/// Two sled databases in one process are unsupported, and tests share one when they run as threads.
-static ONE_SLED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
 fn id(term: u64, index: u64) -> LogId {
     LogId {
         leader_id: LeaderId { term, node_id: 1 },

@@ -59,10 +59,8 @@ pub(super) enum Work {
 
 /// Whom to tell, after the sync.
 enum Done {
-    Flushed(
-        IOFlushed<TypeConfig>,
-        #[expect(dead_code, reason = "returns its budget when dropped")] OwnedSemaphorePermit,
-    ),
+    /// The permit gives its share of the queue's budget back when it is dropped.
+    Flushed(IOFlushed<TypeConfig>, OwnedSemaphorePermit),
     Answer(Answer),
 }
 

@@ -61,7 +61,12 @@ impl Incoming {
         tokio::fs::create_dir_all(&folder).await?;
         let path = folder.join(format!("received-{number}.{PART}"));
         let part = PartFile(path.clone());
-        let file = tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).open(&path).await?;
+        let file = tokio::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .await?;
         Ok(Self { file, part })
     }
 
@@ -74,7 +79,10 @@ impl Incoming {
     pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
         self.file.flush().await?;
         self.file.sync_all().await?;
-        Ok(SnapshotFile { path: self.part.0.clone(), part: Some(Arc::new(self.part)) })
+        Ok(SnapshotFile {
+            path: self.part.0.clone(),
+            part: Some(Arc::new(self.part)),
+        })
     }
 }
 

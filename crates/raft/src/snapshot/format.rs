@@ -52,7 +52,10 @@ pub(super) struct Header {
 impl Header {
     /// The same as openraft wants it.
     pub(super) fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.last, last_membership: self.membership.clone() }
+        SnapshotMeta {
+            last_log_id: self.last,
+            last_membership: self.membership.clone(),
+        }
     }
 }
 
@@ -64,11 +67,16 @@ pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> i
         membership: meta.last_membership.clone(),
         content_digest: state.content_digest(),
     };
-    let mut output = Summing { inner: output, sum: crc32fast::Hasher::new() };
+    let mut output = Summing {
+        inner: output,
+        sum: crc32fast::Hasher::new(),
+    };
     output.write_all(MAGIC)?;
     let mut body = Vec::new();
     codec::encode_into(&mut body, &header);
-    let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_HEADER);
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|length| *length <= MAX_HEADER);
     let length = length.ok_or_else(|| io::Error::other("the membership is too large for a snapshot"))?;
     output.write_all(&VERSION.to_le_bytes())?;
     output.write_all(&length.to_le_bytes())?;
@@ -97,7 +105,11 @@ pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> i
 
 /// Reads and checks a whole snapshot.
 pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State), SnapshotError> {
-    let mut input = Input { path, inner: input, sum: crc32fast::Hasher::new() };
+    let mut input = Input {
+        path,
+        inner: input,
+        sum: crc32fast::Hasher::new(),
+    };
     let header = input.header()?;
     let mut decoder = StateDecoder::new();
     let mut unpacker = zstd::bulk::Decompressor::new().map_err(|source| SnapshotError::Io {
@@ -128,15 +140,21 @@ pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State)
         if unpacked.ok() != Some(raw_len as usize) {
             return Err(input.damaged(format!("frame {frames} does not unpack")));
         }
-        decoder.push(&raw).map_err(|error| input.damaged(format!("frame {frames}: {error}")))?;
+        decoder
+            .push(&raw)
+            .map_err(|error| input.damaged(format!("frame {frames}: {error}")))?;
         frames += 1;
     }
     input.trailer(frames)?;
-    let state = decoder.finish().map_err(|error| input.damaged(error.to_string()))?;
+    let state = decoder
+        .finish()
+        .map_err(|error| input.damaged(error.to_string()))?;
     let digest = state.content_digest();
     if digest != header.content_digest {
         let expected = header.content_digest;
-        return Err(input.damaged(format!("the content's digest is {digest:016x}, not {expected:016x}")));
+        return Err(input.damaged(format!(
+            "the content's digest is {digest:016x}, not {expected:016x}"
+        )));
     }
     if state.revision_base() != header.revision_base {
         return Err(input.damaged("the state has another revision base than the header".to_owned()));
@@ -189,7 +207,10 @@ impl<R: Read> Input<'_, R> {
         let length = self.u32()?;
         let checksum = self.u32()?;
         if version != VERSION {
-            return Err(SnapshotError::Version { path: self.path.to_owned(), found: version });
+            return Err(SnapshotError::Version {
+                path: self.path.to_owned(),
+                found: version,
+            });
         }
         if length > MAX_HEADER {
             return Err(self.damaged(format!("the header claims {length} bytes")));
@@ -228,19 +249,28 @@ impl<R: Read> Input<'_, R> {
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), SnapshotError> {
-        self.inner.read_exact(buffer).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => self.damaged("it ends too early".to_owned()),
-            _ => self.failed(source),
-        })?;
+        self.inner
+            .read_exact(buffer)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::UnexpectedEof => self.damaged("it ends too early".to_owned()),
+                _ => self.failed(source),
+            })?;
         self.sum.update(buffer);
         Ok(())
     }
 
     fn failed(&self, source: io::Error) -> SnapshotError {
-        SnapshotError::Io { path: self.path.to_owned(), what: "cannot read the snapshot", source }
+        SnapshotError::Io {
+            path: self.path.to_owned(),
+            what: "cannot read the snapshot",
+            source,
+        }
     }
 
     fn damaged(&self, what: String) -> SnapshotError {
-        SnapshotError::Damaged { path: self.path.to_owned(), what }
+        SnapshotError::Damaged {
+            path: self.path.to_owned(),
+            what,
+        }
     }
 }

@@ -55,7 +55,10 @@ impl SnapshotStore {
     ///
     /// A damaged newest snapshot is passed over only if an older one and the log together still reach the
     /// present: `purged` is the last entry that the log has forgotten.
-    pub(crate) fn open(data: &Path, purged: Option<LogId>) -> Result<(Self, Option<Restored>), SnapshotError> {
+    pub(crate) fn open(
+        data: &Path,
+        purged: Option<LogId>,
+    ) -> Result<(Self, Option<Restored>), SnapshotError> {
         let folder = folder(data);
         fs::create_dir_all(&folder).map_err(failed(&folder, "cannot create the snapshot folder"))?;
         let store = Self(Arc::new(Inner {
@@ -102,7 +105,10 @@ impl SnapshotStore {
                 } else {
                     refused.join(", and ")
                 };
-                Err(SnapshotError::Unreachable { purged: purged.index, found })
+                Err(SnapshotError::Unreachable {
+                    purged: purged.index,
+                    found,
+                })
             }
         }
     }
@@ -132,18 +138,26 @@ impl SnapshotStore {
         let file = output
             .into_inner()
             .map_err(|error| failed(&path, "cannot write the snapshot")(error.into_error()))?;
-        file.sync_all().map_err(failed(&path, "cannot sync the snapshot"))?;
+        file.sync_all()
+            .map_err(failed(&path, "cannot sync the snapshot"))?;
         self.commit(&part.0, meta)
     }
 
     /// Checks a snapshot that openraft wants installed and makes it this store's newest; durable on return.
-    pub(crate) fn install(&self, meta: &SnapshotMeta, file: &SnapshotFile) -> Result<Restored, SnapshotError> {
+    pub(crate) fn install(
+        &self,
+        meta: &SnapshotMeta,
+        file: &SnapshotFile,
+    ) -> Result<Restored, SnapshotError> {
         let path = file.path();
         let (header, state) = load(path)?;
         let found = header.meta();
         if found != *meta {
             let what = format!("it covers {found}, but was announced to cover {meta}");
-            return Err(SnapshotError::Damaged { path: path.to_owned(), what });
+            return Err(SnapshotError::Damaged {
+                path: path.to_owned(),
+                what,
+            });
         }
         if file.is_part() {
             self.commit(path, meta)?;
@@ -161,7 +175,10 @@ impl SnapshotStore {
         fs::rename(part, &path).map_err(failed(&path, "cannot name the snapshot"))?;
         self.sync_folder()?;
         let file = SnapshotFile::stored(path);
-        if current.as_ref().is_none_or(|(newest, _)| newest.last_log_id <= meta.last_log_id) {
+        if current
+            .as_ref()
+            .is_none_or(|(newest, _)| newest.last_log_id <= meta.last_log_id)
+        {
             *current = Some((meta.clone(), file.clone()));
         }
         let all = self.list(SNAPSHOT)?;
@@ -183,7 +200,9 @@ impl SnapshotStore {
         let folder = &self.0.folder;
         let mut found = Vec::new();
         for item in fs::read_dir(folder).map_err(failed(folder, "cannot list the snapshot folder"))? {
-            let path = item.map_err(failed(folder, "cannot list the snapshot folder"))?.path();
+            let path = item
+                .map_err(failed(folder, "cannot list the snapshot folder"))?
+                .path();
             if path.extension().is_some_and(|found| found == extension) {
                 found.push(path);
             }
@@ -205,11 +224,16 @@ fn load(path: &Path) -> Result<(format::Header, State), SnapshotError> {
 
 /// The file's name; names sort as log ids do.
 fn name(last: Option<LogId>) -> String {
-    let (next, term, node) =
-        last.map_or((0, 0, 0), |last| (last.index + 1, last.leader_id.term, last.leader_id.node_id));
+    let (next, term, node) = last.map_or((0, 0, 0), |last| {
+        (last.index + 1, last.leader_id.term, last.leader_id.node_id)
+    });
     format!("{next:020}-{term:020}-{node:020}.{SNAPSHOT}")
 }
 
 fn failed(path: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> SnapshotError {
-    move |source| SnapshotError::Io { path: path.to_owned(), what, source }
+    move |source| SnapshotError::Io {
+        path: path.to_owned(),
+        what,
+        source,
+    }
 }
