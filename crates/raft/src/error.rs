@@ -158,6 +158,9 @@ pub enum StartError {
     /// The store could not be opened, or holds damaged data.
     #[error("cannot open the store")]
     Storage(#[from] crate::log::LogError),
+    /// No snapshot can be used, and the log alone does not reach back far enough.
+    #[error("cannot read the snapshots")]
+    Snapshots(#[from] crate::snapshot::SnapshotError),
     /// Timeouts or snapshot settings contradict themselves.
     #[error("the settings contradict themselves: {0}")]
     Config(String),

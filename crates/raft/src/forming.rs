@@ -43,7 +43,7 @@ pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
                         empty.insert(id.0, Settled { incarnation: reply.incarnation, member });
                     }
                 },
-                Err(LinkError::Refused(refusal)) if refusal.is_final() => return Err(refusal.to_string()),
+                Err(LinkError::Refused(refusal)) if refusal.is_final_for(shared.node) => return Err(refusal.to_string()),
                 Err(error) => waiting.push(format!("node {id} at {addr}: {error}")),
             }
         }

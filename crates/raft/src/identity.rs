@@ -137,9 +137,17 @@ impl Refusal {
         matches!(self, Self::NotSettled)
     }
 
-    /// Whether the node that is told this can never join as it is, and should end.
-    pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Forgotten { .. } | Self::NotAMember { .. })
+    /// Whether it says that node `me` can never join as it is, and should end.
+    pub(crate) fn is_final_for(&self, me: NodeId) -> bool {
+        match self {
+            Self::Forgotten { node, .. } | Self::NotAMember { node, .. } => *node == me,
+            Self::Protocol { .. }
+            | Self::Secret
+            | Self::WrongNode { .. }
+            | Self::Members { .. }
+            | Self::Cluster { .. }
+            | Self::NotSettled => false,
+        }
     }
 }
 

@@ -1,9 +1,45 @@
 //! openraft over sled: log, vote, snapshots, peer transport, propose, read.
+//!
+//! One [`Node`] is one member of a cluster. The server holds its handle: it proposes operations, reads
+//! linearizably, hears who leads, and calls other nodes. Nothing above this crate names openraft or sled.
+//!
+//! From the top down:
+//! - [`Node`] wires everything; `start` opens it, `forming` and `identity` settle who is who before
+//!   openraft runs, `watch` keeps an eye on leadership, quorum, digests and failures.
+//! - `propose` and `read` are the two paths of work, `clock` the time that entries are stamped with.
+//! - `transport` carries everything between nodes.
+//! - `machine` applies, `snapshot` and `log` keep.
+//!
+//! Invariants, each kept in one place: a refused write was never appended (`propose`); a read joins only
+//! a round that starts after it arrived (`read`); a node whose data folder is gone never votes under its
+//! old id (`identity`); cluster time never goes back (`clock`); what was promised is durable (`log`).
 
+mod clock;
 mod codec;
 mod config;
 mod digest;
+mod error;
 mod folder;
+mod forming;
+mod identity;
 mod log;
 mod machine;
+mod node;
+mod options;
+mod propose;
+mod read;
 mod snapshot;
+mod start;
+mod status;
+mod transport;
+mod watch;
+
+pub use config::{MAX_PROPOSAL, SnapshotPolicy, Timing};
+pub use error::{CallError, ProposeError, ReadError, StartError, TransferError};
+pub use log::{LogError, MemoryDisk};
+pub use machine::View;
+pub use node::{LeadershipView, Node, PeerService, Proposed};
+pub use options::{ClusterSecret, MIN_SECRET_BYTES, Options, SecretTooShort, Storage};
+pub use snapshot::SnapshotError;
+pub use status::{Alarm, ClusterStatus, Health, MemberStatus, Role};
+pub use transport::wire::MAX_CALL;

@@ -6,11 +6,13 @@
 //! moment: with `NoLeader` or `NoQuorum` until there is one.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use openraft::async_runtime::watch::WatchReceiver;
 use regent_state::{Applied, Leadership, Request};
 use regent_types::{ClusterId, NodeId, Revision};
 use tokio::sync::{Notify, watch};
@@ -18,10 +20,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{ClusterClock, Instants};
-use crate::config::{Member, Raft, Timing};
+use crate::config::{Member, Timing};
 use crate::error::{CallError, ProposeError, ReadError, StartError, TransferError};
 use crate::identity::{Identity, IdentityReply, Settlement};
-use crate::machine::{Published, View};
+use crate::machine::{Published, Raft, View};
 use crate::options::Options;
 use crate::status::{Alarm, ClusterStatus, Health, Report};
 use crate::transport::channel::Failure;
@@ -180,11 +182,15 @@ impl Node {
 pub(crate) struct Shared {
     pub(crate) node: NodeId,
     pub(crate) members: BTreeMap<NodeId, String>,
+    pub(crate) advertise_peer: String,
     pub(crate) advertise_http: String,
+    /// Where snapshots that arrive are written.
+    pub(crate) data: PathBuf,
     pub(crate) timing: Timing,
     pub(crate) identity: Arc<Identity>,
     pub(crate) settled: Notify,
-    pub(crate) log: crate::log::Log,
+    /// Taken at the end, so that the writer thread finishes.
+    pub(crate) log: Mutex<Option<crate::log::Log>>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) service: Arc<dyn PeerService>,
     pub(crate) raft: OnceLock<Raft>,
@@ -237,8 +243,7 @@ impl Shared {
 
     /// This node as a member.
     pub(crate) fn member(&self) -> Member {
-        let peer = self.members.get(&self.node).cloned().unwrap_or_default();
-        Member { peer, http: self.advertise_http.clone() }
+        Member { peer: self.advertise_peer.clone(), http: self.advertise_http.clone() }
     }
 
     pub(crate) fn set_waiting(&self, what: &str) {
@@ -248,7 +253,8 @@ impl Shared {
     /// Stores a settlement, synced, and takes it.
     pub(crate) async fn store_settlement(&self, settlement: Settlement) -> Result<(), String> {
         let record = self.identity.settle(settlement).map_err(|error| error.to_string())?;
-        crate::start::store_record(&self.log, &record).await.map_err(|error| error.to_string())?;
+        let log = lock(&self.log).clone().ok_or("the node is stopping")?;
+        crate::start::store_record(&log, &record).await.map_err(|error| error.to_string())?;
         self.identity.adopt(record);
         self.settled.notify_waiters();
         Ok(())
@@ -371,6 +377,8 @@ impl Shared {
     pub(crate) async fn shutdown(&self) {
         /// A transfer takes one election among reachable nodes; longer than this means it will not happen.
         const TRANSFER_WITHIN: Duration = Duration::from_millis(1_500);
+        /// The store syncs what is queued; a disk that needs longer is failing.
+        const CLOSE_WITHIN: Duration = Duration::from_secs(5);
         self.halt(Halt::Stopping);
         match self.transfer(None, Instant::now() + TRANSFER_WITHIN).await {
             Ok(()) | Err(TransferError::NotLeader) => {}
@@ -382,7 +390,13 @@ impl Shared {
             tracing::warn!(node = %self.node, %error, "openraft did not end well");
         }
         self.stop.cancel();
-        self.log.close().await;
+        let log = lock(&self.log).take();
+        if let Some(log) = log {
+            // Resolves once the queue is done and the store is closed.
+            let mut ended = log.ended();
+            drop(log);
+            let _ = tokio::time::timeout(CLOSE_WITHIN, ended.changed()).await;
+        }
     }
 
     async fn answer(self: Arc<Self>, from: NodeId, request: PeerRequest) -> Response {
@@ -452,6 +466,10 @@ impl Host for Shared {
 
     fn raft(&self) -> Option<Raft> {
         self.raft.get().cloned()
+    }
+
+    fn data(&self) -> &Path {
+        &self.data
     }
 
     fn heard(&self, from: NodeId) {

@@ -103,7 +103,6 @@ impl Shared {
     /// The index that a read which arrives now must have applied, from whoever leads.
     async fn read_index(&self, deadline: Instant) -> Result<LogId, ReadError> {
         let mut leadership = self.leadership.subscribe();
-        let mut refused_for_quorum = false;
         loop {
             if let Some(why) = self.halted() {
                 return Err(ReadError::Stopped(why));
@@ -112,12 +111,12 @@ impl Shared {
                 return Err(ReadError::NoQuorum { reachable: self.peers.reachable() });
             }
             leadership.borrow_and_update();
-            match self.join_round(deadline).await? {
+            let refused_for_quorum = match self.join_round(deadline).await? {
                 ReadIndexReply::At(log_id) => return Ok(log_id),
-                ReadIndexReply::NotLeader => refused_for_quorum = false,
-                ReadIndexReply::NoQuorum => refused_for_quorum = true,
+                ReadIndexReply::NotLeader => false,
+                ReadIndexReply::NoQuorum => true,
                 ReadIndexReply::Busy => return Err(ReadError::Busy),
-            }
+            };
             if Instant::now() >= deadline {
                 let reachable = self.peers.reachable();
                 return Err(if refused_for_quorum {

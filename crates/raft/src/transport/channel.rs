@@ -32,7 +32,7 @@ const WRITE_BATCH: usize = 64;
 /// First and longest pause between attempts to connect. Short, because a restarted peer should be back in
 /// the quorum at once, and an attempt on a closed port costs next to nothing.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
 /// A connection with requests under way that is silent for so long is given up: the machine is gone
 /// without a word, and TCP alone would take minutes to notice. A living peer answers pings.
@@ -58,7 +58,7 @@ pub(crate) enum Failure {
 pub(crate) enum Link {
     /// Not connected, for this reason.
     Down(String),
-    /// Refused for good: see [`Refusal::is_final`].
+    /// Refused for good: see [`Refusal::is_final_for`].
     Refused(Refusal),
     /// Connected.
     Up,
@@ -165,7 +165,7 @@ impl Task {
                         last_error.clone_from(&text);
                     }
                     self.link.send_replace(match error {
-                        LinkError::Refused(refusal) if refusal.is_final() => Link::Refused(refusal),
+                        LinkError::Refused(refusal) if refusal.is_final_for(self.identity.node()) => Link::Refused(refusal),
                         _ => Link::Down(text),
                     });
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -16,7 +17,7 @@ use super::connection::{Connection, LinkError};
 use super::handshake::accept;
 use super::wire::{Purpose, Request, Response, decode, encode};
 use super::{replicate, snapshot};
-use crate::config::Raft;
+use crate::machine::Raft;
 use crate::identity::{Identity, Refusal};
 
 /// Connections at once. A member holds five to each other member; the rest is room for strangers that
@@ -35,6 +36,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn handle(self: Arc<Self>, from: NodeId, request: Request) -> BoxFuture<'static, Response>;
     /// openraft, once it runs.
     fn raft(&self) -> Option<Raft>;
+    /// Where snapshots that arrive are written.
+    fn data(&self) -> &Path;
     /// A frame of this peer arrived.
     fn heard(&self, from: NodeId);
 }
@@ -112,7 +115,7 @@ async fn serve(stream: TcpStream, identity: &Identity, host: Arc<impl Host>) -> 
             None => Refusal::NotSettled.into(),
         },
         Purpose::Snapshot => match host.raft() {
-            Some(raft) => snapshot::receive(connection, &raft).await,
+            Some(raft) => snapshot::receive(connection, &raft, host.data()).await,
             None => Refusal::NotSettled.into(),
         },
     }

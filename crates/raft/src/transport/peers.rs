@@ -16,7 +16,6 @@ use crate::identity::Identity;
 
 /// One other member.
 pub(crate) struct Peer {
-    pub(crate) id: NodeId,
     addr: watch::Sender<String>,
     heard: Arc<Heard>,
     pub(crate) control: Channel,
@@ -85,7 +84,7 @@ impl Peers {
                     Channel::spawn(identity.clone(), id, addr_rx.clone(), purpose, note.clone(), stop.clone())
                 };
                 let peer =
-                    Peer { id, addr, heard, control: open(Purpose::Control), work: open(Purpose::Work) };
+                    Peer { addr, heard, control: open(Purpose::Control), work: open(Purpose::Work) };
                 (id, Arc::new(peer))
             })
             .collect();
@@ -94,10 +93,6 @@ impl Peers {
 
     pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Peer>> {
         self.map.get(&id)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        self.map.values()
     }
 
     /// Whether `id` has a live connection and was heard within the patience.

@@ -20,7 +20,8 @@ use super::connection::{Connection, LinkError};
 use super::handshake::dial;
 use super::network::unreachable;
 use super::wire::{LogAck, LogFrame, Purpose, decode, encode};
-use crate::config::{Raft, TypeConfig};
+use crate::config::TypeConfig;
+use crate::machine::Raft;
 use crate::identity::Identity;
 
 type RpcError = openraft::error::RPCError<TypeConfig>;

@@ -1,0 +1,206 @@
+//! Starting a node: store, identity, peer port, tasks, and in the background openraft.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use openraft::error::{InitializeError, RaftError};
+use regent_types::NodeId;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{ClusterClock, Instants};
+use crate::config::{Member, raft_config};
+use crate::error::StartError;
+use crate::forming;
+use crate::identity::{Identity, Incarnation, Record, Settlement, members_text};
+use crate::log::{Engine, Log, LogError, SledEngine};
+use crate::machine::{Machine, Raft};
+use crate::node::{Halt, LeadershipView, Node, PeerService, Shared};
+use crate::options::{Options, Storage};
+use crate::transport::listener;
+use crate::transport::network::Factory;
+use crate::transport::peers::Peers;
+use crate::{propose, read, watch as watching};
+
+/// Name of the identity record in the log store's metadata.
+const IDENTITY: &str = "identity";
+
+/// How long a follower may leave a replication request unanswered before its connection is made anew:
+/// well over the time of a slow sync, since giving up resends everything that is under way.
+const REPLICATION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// See [`Node::start`].
+pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Result<Node, StartError> {
+    if !options.members.contains_key(&options.node) {
+        return Err(StartError::NotAMember { node: options.node, members: members_text(&options.members) });
+    }
+    // Settings are checked before anything is touched; the cluster's name is not known yet.
+    raft_config("regent", &options.timing, &options.snapshots).map_err(|e| StartError::Config(e.to_string()))?;
+
+    let log = open_log(&options).await?;
+    let record = load_record(&log, &options).await?;
+    let (machine, published) = Machine::open(&options.data, &log).await?;
+    let listener = listen(&options).await.map_err(StartError::Listen)?;
+
+    let identity = Arc::new(Identity::new(record, options.members.clone(), options.secret.clone()));
+    let stop = CancellationToken::new();
+    let peers = Arc::new(Peers::spawn(&identity, &options.members, watching::PATIENCE, &stop));
+    let (proposals, proposal_ends) = propose::queues();
+    let (reads, read_end) = read::queue();
+    let applied = published.load().state.now();
+    let shared = Arc::new(Shared {
+        node: options.node,
+        members: options.members,
+        advertise_peer: options.advertise_peer,
+        advertise_http: options.advertise_http,
+        data: options.data,
+        timing: options.timing,
+        identity,
+        settled: Notify::new(),
+        log: Mutex::new(Some(log.clone())),
+        peers,
+        service,
+        raft: OnceLock::new(),
+        published,
+        leadership: watch::Sender::new(LeadershipView::default()),
+        halt: watch::Sender::new(None),
+        quorum_lost: Mutex::new(None),
+        clock: Mutex::new(ClusterClock::new(applied, Instants { monotonic: Duration::ZERO, wall_ms: 0 })),
+        started: Instant::now(),
+        proposals,
+        reads,
+        reports: Mutex::default(),
+        alarms: Mutex::default(),
+        clock_offset_ms: 0.into(),
+        waiting: Mutex::new("the other members".to_owned()),
+        stop: stop.clone(),
+    });
+
+    tokio::spawn(listener::run(listener, shared.identity.clone(), shared.clone(), stop));
+    tokio::spawn(propose::run(shared.clone(), proposal_ends));
+    tokio::spawn(read::run(shared.clone(), read_end));
+    tokio::spawn(watching::watch_quorum(shared.clone()));
+    tokio::spawn(watching::watch_store(shared.clone(), log.failed()));
+    for id in shared.members.keys().copied().filter(|id| *id != shared.node) {
+        tokio::spawn(watching::exchange_reports(shared.clone(), id));
+    }
+    let snapshots = options.snapshots;
+    tokio::spawn({
+        let shared = shared.clone();
+        async move {
+            let run = boot(&shared, log, machine, &snapshots);
+            let result = tokio::select! {
+                result = run => result,
+                () = shared.stop.cancelled() => return,
+            };
+            if let Err(why) = result {
+                shared.halt(Halt::Failed(why));
+            }
+        }
+    });
+    Ok(Node { shared })
+}
+
+async fn open_log(options: &Options) -> Result<Log, StartError> {
+    let storage = options.storage.clone();
+    let data = options.data.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let engine: Arc<dyn Engine> = match storage {
+            Storage::Disk => Arc::new(SledEngine::open(&data)?),
+            Storage::Memory(disk) => disk.engine(),
+        };
+        Log::open(engine)
+    });
+    Ok(opened.await.map_err(|error| StartError::Raft(error.to_string()))??)
+}
+
+/// The identity of the data folder, made now if the folder is new.
+async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError> {
+    if let Some(bytes) = log.get_metadata(IDENTITY)? {
+        let damaged = |error: crate::codec::CodecError| LogError::Damaged {
+            place: options.data.display().to_string(),
+            what: format!("the identity record: {error}"),
+        };
+        let record = Record::decode(&bytes).map_err(damaged)?;
+        if record.node != options.node.0 {
+            return Err(StartError::NodeIdChanged {
+                data: options.data.clone(),
+                found: NodeId(record.node),
+                given: options.node,
+            });
+        }
+        return Ok(record);
+    }
+    if !log.is_pristine() {
+        let place = options.data.display().to_string();
+        return Err(LogError::Damaged { place, what: "the identity record is missing".to_owned() }.into());
+    }
+    let record = Record { node: options.node.0, incarnation: Incarnation::random(), settlement: None };
+    store_record(log, &record).await?;
+    Ok(record)
+}
+
+/// Stores the identity, synced.
+pub(crate) async fn store_record(log: &Log, record: &Record) -> Result<(), LogError> {
+    log.put_metadata(IDENTITY, &record.encode()).await
+}
+
+async fn listen(options: &Options) -> std::io::Result<TcpListener> {
+    match &options.listener {
+        Some(listener) => {
+            let listener = listener.try_clone()?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        }
+        None => TcpListener::bind(options.listen).await,
+    }
+}
+
+/// Settles the identity, starts openraft, and on the founder initialises the cluster.
+async fn boot(
+    shared: &Arc<Shared>,
+    log: Log,
+    machine: Machine,
+    snapshots: &crate::config::SnapshotPolicy,
+) -> Result<(), String> {
+    forming::settle(shared).await?;
+    let settlement = shared.identity.settlement().expect("`settle` returns once there is one");
+    tracing::info!(node = %shared.node, cluster = settlement.cluster, "the identity is settled");
+    shared.set_waiting("consensus to start");
+
+    let config =
+        raft_config(&settlement.cluster, &shared.timing, snapshots).map_err(|error| error.to_string())?;
+    let factory = Factory {
+        identity: shared.identity.clone(),
+        peers: shared.peers.clone(),
+        patience: REPLICATION_PATIENCE,
+    };
+    let raft = Raft::new(shared.node.0, Arc::new(config), factory, log, machine)
+        .await
+        .map_err(|error| error.to_string())?;
+    tokio::spawn(watching::follow_raft(shared.clone(), raft.clone()));
+    if shared.raft.set(raft.clone()).is_err() {
+        unreachable!("a node boots once");
+    }
+
+    let initialized = raft.is_initialized().await.map_err(|error| error.to_string())?;
+    if shared.identity.is_founder() && !initialized {
+        forming::announce(shared, &settlement).await;
+        initialize(&raft, &settlement).await?;
+    }
+    Ok(())
+}
+
+async fn initialize(raft: &Raft, settlement: &Settlement) -> Result<(), String> {
+    let members: BTreeMap<u64, Member> =
+        settlement.members.iter().map(|(id, settled)| (*id, settled.member.clone())).collect();
+    match raft.initialize(members).await {
+        Ok(()) => Ok(()),
+        // Already done by an earlier start, as its entry shows.
+        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
