@@ -229,16 +229,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut answers = Vec::new();
         let mut unpublished = 0;
         let outcome = loop {
-            let next = match entries.next().now_or_never() {
+            let ready = entries.next().now_or_never();
+            if ready.is_none() && unpublished > 0 {
+                // The next entry must be fetched first: nobody should wait for it.
+                self.publish(&mut answers);
+                unpublished = 0;
+            }
+            let next = match ready {
                 Some(next) => next,
-                None => {
-                    // The next entry must be fetched first: nobody should wait for it.
-                    if unpublished > 0 {
-                        self.publish(&mut answers);
-                        unpublished = 0;
-                    }
-                    entries.next().await
-                }
+                None => entries.next().await,
             };
             let (entry, responder) = match next {
                 None => break Ok(()),

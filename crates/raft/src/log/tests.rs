@@ -1,6 +1,7 @@
 //! The log over both engines: what survives, what is refused, what is never lost.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,7 +67,8 @@ async fn everything_is_there_after_a_reopen() {
     log.save_vote(&vote).await.unwrap();
     // Larger than one part of the sled engine, exactly one, and small.
     let entries: Vec<Entry> = (0..40)
-        .map(|i| entry(1 + i / 20, i, [64 * 1024, 7 * 1024 - 40, 10][i as usize % 3]))
+        .zip([64 * 1024, 7 * 1024 - 40, 10].into_iter().cycle())
+        .map(|(i, len)| entry(1 + i / 20, i, len))
         .collect();
     append(&mut log, entries.clone()).await.unwrap();
     log.save_committed(Some(id(2, 30))).await.unwrap();
@@ -229,6 +231,57 @@ async fn an_incomplete_last_record_is_left_out() {
     close(log).await;
     let mut log = on_disk(data.path()).unwrap();
     assert_eq!(log.try_get_log_entries(3..).await.unwrap(), [entry(2, 3, 10)]);
+    close(log).await;
+}
+
+/// The same test binary, killed while it writes as fast as it can; meanwhile nobody else gets the folder.
+#[tokio::test]
+async fn a_killed_process_loses_nothing_that_it_acknowledged() {
+    const CHILD: &str = "REGENT_TEST_KILLED_CHILD";
+    if let Some(data) = std::env::var_os(CHILD) {
+        let mut log = on_disk(Path::new(&data)).unwrap();
+        for index in 0.. {
+            append(&mut log, [entry(1, index, 300)]).await.unwrap();
+            println!("\nacknowledged {index}");
+        }
+    }
+    let _alone = ONE_SLED.lock().await;
+    let data = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "log::tests::a_killed_process_loses_nothing_that_it_acknowledged",
+            "--nocapture",
+        ])
+        .env(CHILD, data.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acknowledged = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok());
+    assert!(
+        acknowledged.by_ref().any(|index| index >= 300),
+        "the child writes"
+    );
+
+    let refused = on_disk(data.path()).err().expect("the child has the folder");
+    let pid = child.id().to_string();
+    assert!(matches!(&refused, LogError::Folder(FolderError::InUse { pid: Some(p), .. }) if *p == pid));
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let last = acknowledged.last().unwrap_or(300);
+    let mut log = on_disk(data.path()).unwrap();
+    let entries = log.try_get_log_entries(0..=last).await.unwrap();
+    assert_eq!(entries.len() as u64, last + 1);
+    assert!(
+        entries
+            .iter()
+            .zip(0..)
+            .all(|(found, index)| *found == entry(1, index, 300))
+    );
     close(log).await;
 }
 

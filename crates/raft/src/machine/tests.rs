@@ -1,15 +1,17 @@
 //! The machine with both logs: openraft's own suite, and one node from start to restart.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use futures::stream;
 use openraft::StorageError;
-use openraft::error::{InstallSnapshotError, RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::error::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
+use openraft::storage::RaftLogStorage;
 use openraft::testing::log::{StoreBuilder, Suite};
 use regent_state::operation::InitCluster;
 use regent_state::{Caller, Operation, decode_applied};
@@ -80,7 +82,7 @@ pub(crate) fn request(number: u64, len: usize) -> Request {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
-        text.push_str(&format!("{seed:016x}"));
+        write!(text, "{seed:016x}").expect("a String takes everything");
     }
     text.push_str("\"}");
     Request {
@@ -203,7 +205,6 @@ async fn a_start_takes_the_newest_snapshot_and_refuses_a_gap() {
     assert_eq!(machine.applied_state().await.unwrap().0.unwrap().index, 20);
 
     // The log forgets more than the snapshots remember.
-    use openraft::storage::RaftLogStorage;
     log.purge(LogId {
         leader_id: LeaderId { term: 1, node_id: 1 },
         index: 25,

@@ -16,7 +16,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub(crate) use self::file::{Incoming, SnapshotFile};
-pub(crate) use self::store::{Restored, SnapshotStore};
+pub(crate) use self::store::SnapshotStore;
 
 /// Why a snapshot cannot be used, written or found.
 #[derive(Debug, thiserror::Error)]

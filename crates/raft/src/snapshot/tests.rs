@@ -7,6 +7,7 @@ use std::path::Path;
 use regent_state::{Leadership, Meta, State};
 use regent_types::{NodeId, Revision};
 
+use super::store::Restored;
 use super::*;
 use crate::config::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership};
 use crate::machine::tests::request;
