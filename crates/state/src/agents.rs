@@ -243,30 +243,27 @@ pub(crate) fn drop_connection(
         return false;
     };
     agent.connections.remove(replica);
-    if agent
+    let led = agent
         .leader
         .as_ref()
-        .is_some_and(|(leading, _)| leading == replica)
-    {
+        .is_some_and(|(leading, _)| leading == replica);
+    if led {
         agent.leader = None;
     }
     let offline = !agent.is_online();
     if offline {
         reason.clone_into(&mut agent.offline_reason);
     }
-    let led = holds || agent.leader.is_none();
-    txn.put_agent(
-        if offline {
-            EventKind::AgentOffline
-        } else {
-            EventKind::AgentDisconnected
-        },
-        agent,
-    );
+    let kind = if offline {
+        EventKind::AgentOffline
+    } else {
+        EventKind::AgentDisconnected
+    };
+    txn.put_agent(kind, agent);
     if holds {
         txn.remove_lease(lease_ends, &lease_name);
     }
-    if offline || led {
+    if led || offline {
         reconcile::agent_offline(txn, id, reason);
     }
     true

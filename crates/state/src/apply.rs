@@ -223,3 +223,88 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
         Operation::Prune => prune::prune(txn),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use regent_types::{ClusterId, NodeId, Revision, TemplateName, UserName};
+
+    use super::*;
+    use crate::operation::{Caller, InitCluster, Leadership};
+
+    fn init() -> Operation {
+        Operation::InitCluster(InitCluster {
+            cluster_id: ClusterId::new("c").unwrap(),
+            feature_level: 1,
+            admin: UserName::new("admin").unwrap(),
+            password_hash: None,
+            token: None,
+        })
+    }
+
+    fn apply(state: &mut State, revision: u64, at: u64, operation: Operation) -> Applied {
+        let leadership = Leadership {
+            term: 1,
+            node: NodeId(1),
+        };
+        let meta = Meta {
+            revision: Revision(revision),
+            leadership,
+            at,
+        };
+        state.apply(
+            &meta,
+            &Request {
+                caller: Caller::Node(NodeId(1)),
+                idempotency: None,
+                operation,
+            },
+        )
+    }
+
+    fn put(name: &str) -> Operation {
+        Operation::PutTemplate {
+            name: TemplateName::new(name).unwrap(),
+            manifest: "{}".to_owned(),
+            cpu: 1,
+            memory: 1,
+            create_only: false,
+            if_match: None,
+        }
+    }
+
+    /// The alarm of the digest: an apply that is not the same everywhere shows at that very
+    /// revision, in a field that no outcome or later question may ever touch, and does not heal.
+    #[test]
+    fn a_nondeterministic_apply_makes_the_digests_differ() {
+        let (mut one, mut other) = (State::new(), State::new());
+        for (revision, operation) in [(1, init()), (2, put("a"))] {
+            assert_eq!(
+                apply(&mut one, revision, 5, operation.clone()),
+                apply(&mut other, revision, 5, operation)
+            );
+        }
+        assert_eq!(
+            (one.digest(), one.content_digest()),
+            (other.digest(), other.content_digest())
+        );
+        other.skew(1);
+        for (revision, name) in [(3, "b"), (4, "c")] {
+            apply(&mut one, revision, 5, put(name)).unwrap();
+            apply(&mut other, revision, 5, put(name)).unwrap();
+            assert_ne!(one.digest(), other.digest());
+        }
+        other.skew(0);
+        apply(&mut one, 5, 5, put("d")).unwrap();
+        apply(&mut other, 5, 5, put("d")).unwrap();
+        assert_ne!(one.digest(), other.digest(), "a difference must not be forgotten");
+        assert_ne!(one.content_digest(), other.content_digest());
+    }
+
+    #[test]
+    fn time_never_goes_back() {
+        let mut state = State::new();
+        apply(&mut state, 1, 1_000, init()).unwrap();
+        apply(&mut state, 2, 400, put("a")).unwrap();
+        assert_eq!((state.now(), state.revision()), (1_000, Revision(2)));
+    }
+}

@@ -26,7 +26,10 @@ impl State {
         if rebuilt.index == self.index {
             return Ok(());
         }
-        Err(format!("the indexes are {:?}, but should be {:?}", self.index, rebuilt.index))
+        Err(format!(
+            "the indexes are {:?}, but should be {:?}",
+            self.index, rebuilt.index
+        ))
     }
 
     fn check_usage(&self) -> Result<(), String> {
@@ -44,13 +47,19 @@ impl State {
         for agent in self.agents.values() {
             let expected = agents.get(&agent.id).copied().unwrap_or_default();
             if agent.allocated != expected {
-                return Err(format!("agent {} counts {:?}, not {expected:?}", agent.id, agent.allocated));
+                return Err(format!(
+                    "agent {} counts {:?}, not {expected:?}",
+                    agent.id, agent.allocated
+                ));
             }
         }
         for user in self.users.values() {
             let expected = users.get(&user.name).copied().unwrap_or_default();
             if user.used != expected {
-                return Err(format!("user {} counts {:?}, not {expected:?}", user.name, user.used));
+                return Err(format!(
+                    "user {} counts {:?}, not {expected:?}",
+                    user.name, user.used
+                ));
             }
         }
         Ok(())
@@ -58,21 +67,32 @@ impl State {
 
     fn check_connections(&self) -> Result<(), String> {
         for agent in self.agents.values() {
-            let Some((replica, token)) = &agent.leader else { continue };
+            let Some((replica, token)) = &agent.leader else {
+                continue;
+            };
             let Some(connection) = agent.connections.get(replica) else {
-                return Err(format!("agent {} is led by replica {replica:?}, which is not connected", agent.id));
+                return Err(format!(
+                    "agent {} is led by replica {replica:?}, which is not connected",
+                    agent.id
+                ));
             };
             let lease = self.leases.get(&regent_types::LeaseName::of_agent(&agent.id));
             let held = lease.and_then(|lease| lease.connection.as_ref());
             if held != Some(&(replica.clone(), connection.epoch)) || lease.is_none_or(|l| l.token != *token) {
-                return Err(format!("agent {} is led under token {token}, but its lease is {lease:?}", agent.id));
+                return Err(format!(
+                    "agent {} is led under token {token}, but its lease is {lease:?}",
+                    agent.id
+                ));
             }
         }
         for lease in self.leases.values() {
             if let (Some((replica, epoch)), Some(agent)) = (&lease.connection, lease.name.agent()) {
                 let connection = self.agents.get(&agent).and_then(|a| a.connections.get(replica));
                 if connection.is_none_or(|c| c.epoch != *epoch) {
-                    return Err(format!("lease {} stands for a connection that is gone", lease.name));
+                    return Err(format!(
+                        "lease {} stands for a connection that is gone",
+                        lease.name
+                    ));
                 }
             }
         }
@@ -85,7 +105,10 @@ impl State {
                 return Err(format!("command {} is open but in no queue", command.id));
             }
             if !self.agents.contains_key(&command.agent) {
-                return Err(format!("command {} is open for agent {}, which is gone", command.id, command.agent));
+                return Err(format!(
+                    "command {} is open for agent {}, which is gone",
+                    command.id, command.agent
+                ));
             }
         }
         Ok(())

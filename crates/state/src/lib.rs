@@ -43,6 +43,8 @@ pub use due::Overdue;
 pub use event::{Event, EventId, EventKind, EventRecord};
 pub use operation::{Caller, Idempotency, Leadership, Meta, Operation, Request};
 pub use outcome::{Applied, Noun, Outcome, Rejection};
+pub use prune::{KEEP_ENDED_MS, KEEP_EVENTS_MS, KEEP_RECORDED_MS, MAX_PRUNED};
 pub use snapshot::{MAX_CHUNK, StateDecoder};
 pub use state::{MAX_DELIVERABLE, State};
+pub use tokens::MAX_TOKENS_PER_SUBJECT;
 pub use txn::{MAX_EVENTS, MAX_RECORDED};

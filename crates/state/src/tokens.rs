@@ -121,7 +121,6 @@ pub(crate) fn delete(txn: &mut Txn<'_>, id: &TokenId) -> Applied {
 
 /// Removes a token, and the connections that came with it.
 pub(crate) fn revoke(txn: &mut Txn<'_>, id: &TokenId, reason: &str) {
-    let with_it = |token: &TokenId| token == id;
     let connections: Vec<_> = txn
         .state()
         .agents()
@@ -132,7 +131,7 @@ pub(crate) fn revoke(txn: &mut Txn<'_>, id: &TokenId, reason: &str) {
                 .iter()
                 .map(move |(replica, c)| (agent, replica, c))
         })
-        .filter(|(_, _, connection)| with_it(&connection.token))
+        .filter(|(_, _, connection)| connection.token == *id)
         .map(|(agent, replica, connection)| (agent.id.clone(), replica.clone(), connection.epoch))
         .collect();
     txn.remove_token(id);

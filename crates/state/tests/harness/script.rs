@@ -77,8 +77,13 @@ fn difference(file: &Path, written: &str, result: &str) -> String {
             (None, None) => break,
             (a, b) if a == b => {}
             (a, b) => {
-                writeln!(text, "  line {number}\n    written {}\n    now     {}", a.unwrap_or(""), b.unwrap_or(""))
-                    .unwrap();
+                writeln!(
+                    text,
+                    "  line {number}\n    written {}\n    now     {}",
+                    a.unwrap_or(""),
+                    b.unwrap_or("")
+                )
+                .unwrap();
                 shown += 1;
             }
         }

@@ -1,6 +1,8 @@
 //! How outcomes, events and records look in a story: one line each.
 
-use regent_state::record::{Agent, Capacity, Command, CommandState, Lease, Quota, Scheduling, Session, Subject, Usage};
+use regent_state::record::{
+    Agent, Capacity, Command, CommandState, Lease, Quota, Scheduling, Session, Subject, Usage,
+};
 use regent_state::{Applied, Event, EventRecord, Outcome, Rejection};
 
 use super::world::BEGIN;
@@ -40,10 +42,16 @@ fn outcome(outcome: &Outcome) -> String {
 
 fn rejection(rejection: &Rejection) -> String {
     let kind = format!("{rejection:?}");
-    let kind = kind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let kind = kind
+        .split(|c: char| !c.is_alphanumeric())
+        .next()
+        .unwrap_or_default();
     match rejection {
         Rejection::NoAgents(reasons) => {
-            let reasons: Vec<_> = reasons.iter().map(|(agent, why)| format!("{agent}: {why}")).collect();
+            let reasons: Vec<_> = reasons
+                .iter()
+                .map(|(agent, why)| format!("{agent}: {why}"))
+                .collect();
             format!("{kind}: {}", reasons.join("; "))
         }
         other => format!("{kind}: {other}"),
@@ -58,7 +66,13 @@ pub fn event(event: &Event) -> String {
         EventRecord::Lease(r) => lease(r),
         EventRecord::Template(r) => format!("template {}", r.name),
         EventRecord::User(r) => {
-            format!("user {} {} quota {} used {}", r.name, r.role.as_str(), quota(r.quota), usage(r.used))
+            format!(
+                "user {} {} quota {} used {}",
+                r.name,
+                r.role.as_str(),
+                quota(r.quota),
+                usage(r.used)
+            )
         }
         EventRecord::ApiToken(r) => match &r.subject {
             Subject::User(name) => format!("token {} of user {name}", r.id),
@@ -89,8 +103,11 @@ pub fn session(r: &Session) -> String {
 pub fn agent(r: &Agent) -> String {
     let mut text = format!("agent {}", r.id);
     if r.is_online() {
-        let connections: Vec<_> =
-            r.connections.iter().map(|(name, c)| format!("{name:?} epoch {} node {}", c.epoch, c.node)).collect();
+        let connections: Vec<_> = r
+            .connections
+            .iter()
+            .map(|(name, c)| format!("{name:?} epoch {} node {}", c.epoch, c.node))
+            .collect();
         text += &format!(" online [{}]", connections.join(", "));
     } else {
         text += &format!(" offline ({})", r.offline_reason);
@@ -139,7 +156,10 @@ pub fn command(r: &Command) -> String {
 }
 
 pub fn lease(r: &Lease) -> String {
-    format!("lease {} held by {:?} ({}) under {} for {} ms", r.name, r.holder, r.owner, r.token, r.ttl_ms)
+    format!(
+        "lease {} held by {:?} ({}) under {} for {} ms",
+        r.name, r.holder, r.owner, r.token, r.ttl_ms
+    )
 }
 
 fn usage(r: Usage) -> String {
@@ -156,12 +176,19 @@ fn quota(r: Quota) -> String {
 
 fn limits(sessions: Option<u32>, cpu: Option<u64>, memory: Option<u64>) -> String {
     let show = |n: Option<u64>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
-    format!("{}/{}m/{}", show(sessions.map(u64::from)), show(cpu), show(memory))
+    format!(
+        "{}/{}m/{}",
+        show(sessions.map(u64::from)),
+        show(cpu),
+        show(memory)
+    )
 }
 
 /// `+12.5s` since the story began.
 pub fn time(at: u64) -> String {
-    let Some(since) = at.checked_sub(BEGIN) else { return at.to_string() };
+    let Some(since) = at.checked_sub(BEGIN) else {
+        return at.to_string();
+    };
     if since.is_multiple_of(1000) {
         format!("+{}s", since / 1000)
     } else {

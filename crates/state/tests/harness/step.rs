@@ -16,8 +16,8 @@ use regent_state::operation::{
 use regent_state::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject};
 use regent_state::{Caller, Idempotency, Leadership, Operation, Overdue};
 use regent_types::{
-    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName, TemplateName,
-    Token, TokenId, UserName,
+    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
+    TemplateName, Token, TokenId, UserName,
 };
 
 use super::show;
@@ -33,15 +33,26 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn parse(line: &'a str) -> Self {
-        let (values, mut words): (Vec<_>, Vec<_>) = line.split_whitespace().partition(|part| part.contains('='));
+        let (values, mut words): (Vec<_>, Vec<_>) =
+            line.split_whitespace().partition(|part| part.contains('='));
         assert!(!words.is_empty(), "a step needs a word: {line}");
         let word = words.remove(0);
-        let values = values.into_iter().filter_map(|part| part.split_once('=')).collect();
-        Self { line, word, words, values }
+        let values = values
+            .into_iter()
+            .filter_map(|part| part.split_once('='))
+            .collect();
+        Self {
+            line,
+            word,
+            words,
+            values,
+        }
     }
 
     fn arg(&self, n: usize) -> &'a str {
-        self.words.get(n).unwrap_or_else(|| panic!("argument {} is missing: {}", n + 1, self.line))
+        self.words
+            .get(n)
+            .unwrap_or_else(|| panic!("argument {} is missing: {}", n + 1, self.line))
     }
 
     fn flag(&self, word: &str) -> bool {
@@ -49,7 +60,11 @@ impl<'a> Step<'a> {
     }
 
     fn text(&self, name: &str, default: &str) -> String {
-        self.values.get(name).copied().unwrap_or(default).replace('_', " ")
+        self.values
+            .get(name)
+            .copied()
+            .unwrap_or(default)
+            .replace('_', " ")
     }
 
     fn raw(&self, name: &str) -> Option<&'a str> {
@@ -73,7 +88,10 @@ fn number(text: &str) -> u64 {
         "Gi" => 1 << 30,
         unit => panic!("unknown unit {unit:?} in {text:?}"),
     };
-    digits.parse::<u64>().unwrap_or_else(|_| panic!("not a number: {text:?}")) * factor
+    digits
+        .parse::<u64>()
+        .unwrap_or_else(|_| panic!("not a number: {text:?}"))
+        * factor
 }
 
 fn session(text: &str) -> SessionName {
@@ -98,8 +116,14 @@ fn token(text: &str) -> TokenId {
 
 /// `k:v,k:v`.
 fn labels(text: Option<&str>) -> Labels {
-    let pairs = text.unwrap_or_default().split(',').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once(':').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    let pairs = text
+        .unwrap_or_default()
+        .split(',')
+        .filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once(':').unwrap())
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
 }
 
 /// A secret's hash, made from the token's id.
@@ -141,9 +165,10 @@ pub fn run(world: &mut World, line: &str) -> String {
         None if by_node => Caller::Node(NodeId(1)),
         None => Caller::Token(token("admin")),
     };
-    world.idempotency = step
-        .raw("key")
-        .map(|key| Idempotency { key: short_hash(key), body: short_hash(step.raw("body").unwrap_or("body")) });
+    world.idempotency = step.raw("key").map(|key| Idempotency {
+        key: short_hash(key),
+        body: short_hash(step.raw("body").unwrap_or("body")),
+    });
     let mut text = world.apply(operation);
     world.idempotency = None;
     match step.word {
@@ -179,22 +204,55 @@ fn control(world: &mut World, step: &Step<'_>) -> Option<String> {
     match step.word {
         "advance" => world.now += number(step.arg(0)),
         "leader" => {
-            world.leadership = Leadership { term: number(step.arg(0)), node: NodeId(number(step.arg(1))) };
+            world.leadership = Leadership {
+                term: number(step.arg(0)),
+                node: NodeId(number(step.arg(1))),
+            };
         }
         "snapshot" => world.take_snapshot(),
-        "sessions" => world.state.sessions().values().for_each(|r| writeln!(text, "{}", show::session(r)).unwrap()),
-        "agents" => world.state.agents().values().for_each(|r| writeln!(text, "{}", show::agent(r)).unwrap()),
-        "commands" => world.state.commands().values().for_each(|r| writeln!(text, "{}", show::command(r)).unwrap()),
-        "leases" => world.state.leases().values().for_each(|r| writeln!(text, "{}", show::lease(r)).unwrap()),
-        "tokens" => world.state.tokens().values().for_each(|r| writeln!(text, "token {}", r.id).unwrap()),
+        "sessions" => world
+            .state
+            .sessions()
+            .values()
+            .for_each(|r| writeln!(text, "{}", show::session(r)).unwrap()),
+        "agents" => world
+            .state
+            .agents()
+            .values()
+            .for_each(|r| writeln!(text, "{}", show::agent(r)).unwrap()),
+        "commands" => world
+            .state
+            .commands()
+            .values()
+            .for_each(|r| writeln!(text, "{}", show::command(r)).unwrap()),
+        "leases" => world
+            .state
+            .leases()
+            .values()
+            .for_each(|r| writeln!(text, "{}", show::lease(r)).unwrap()),
+        "tokens" => world
+            .state
+            .tokens()
+            .values()
+            .for_each(|r| writeln!(text, "token {}", r.id).unwrap()),
         "users" => {
-            world.state.users().values().for_each(|r| writeln!(text, "user {} {}", r.name, r.role.as_str()).unwrap());
+            world
+                .state
+                .users()
+                .values()
+                .for_each(|r| writeln!(text, "user {} {}", r.name, r.role.as_str()).unwrap());
         }
         "waiting" => {
-            world.state.waiting_sessions().for_each(|r| writeln!(text, "{}", show::session(r)).unwrap());
+            world
+                .state
+                .waiting_sessions()
+                .for_each(|r| writeln!(text, "{}", show::session(r)).unwrap());
         }
         "queue" => {
-            world.state.queue(&agent(step.arg(0))).for_each(|r| writeln!(text, "{}", show::command(r)).unwrap());
+            world
+                .state
+                .queue(&agent(step.arg(0)))
+                .for_each(|r| writeln!(text, "{}", show::command(r)).unwrap());
         }
         "deliverable" => {
             let id = agent(step.arg(0));
@@ -213,9 +271,14 @@ fn control(world: &mut World, step: &Step<'_>) -> Option<String> {
                     Overdue::Command { id, .. } => writeln!(text, "overdue: command {id}").unwrap(),
                 }
             }
-            s.drain_due(now, all).iter().for_each(|r| writeln!(text, "to drain: {}", r.name).unwrap());
-            s.max_duration_due(now, all).iter().for_each(|r| writeln!(text, "at its end: {}", r.name).unwrap());
-            s.idle_candidates().for_each(|r| writeln!(text, "may idle: {}", r.name).unwrap());
+            s.drain_due(now, all)
+                .iter()
+                .for_each(|r| writeln!(text, "to drain: {}", r.name).unwrap());
+            s.max_duration_due(now, all)
+                .iter()
+                .for_each(|r| writeln!(text, "at its end: {}", r.name).unwrap());
+            s.idle_candidates()
+                .for_each(|r| writeln!(text, "may idle: {}", r.name).unwrap());
             let next = s.next_deadline().map_or_else(|| "none".to_owned(), show::time);
             writeln!(text, "now {}, next deadline {next}", show::time(now)).unwrap();
         }
@@ -250,13 +313,18 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
     let run = step.number("run").map(|run| u32::try_from(run).unwrap());
     let action = || SessionOperation {
         name: session(step.arg(0)),
-        command: command(step.raw("command").unwrap_or_else(|| panic!("command= is missing: {}", step.line))),
+        command: command(
+            step.raw("command")
+                .unwrap_or_else(|| panic!("command= is missing: {}", step.line)),
+        ),
         reason: step.text("reason", ""),
         if_match: step.number("if-match").map(Revision),
     };
     let agent_of = |id: &CommandId| match step.raw("agent") {
         Some(id) => agent(id),
-        None => state.command(id).map_or_else(|| agent("nobody"), |c| c.agent.clone()),
+        None => state
+            .command(id)
+            .map_or_else(|| agent("nobody"), |c| c.agent.clone()),
     };
     match step.word {
         "init" => {
@@ -285,12 +353,26 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             };
             (op, false)
         }
-        "delete-user" => (Operation::DeleteUser { name: user(step.arg(0)) }, false),
+        "delete-user" => (
+            Operation::DeleteUser {
+                name: user(step.arg(0)),
+            },
+            false,
+        ),
         "password" => {
-            let op = Operation::SetPassword { name: user(step.arg(0)), password_hash: step.arg(1).to_owned() };
+            let op = Operation::SetPassword {
+                name: user(step.arg(0)),
+                password_hash: step.arg(1).to_owned(),
+            };
             (op, false)
         }
-        "quota" => (Operation::SetQuota { name: user(step.arg(0)), quota: quota(step) }, false),
+        "quota" => (
+            Operation::SetQuota {
+                name: user(step.arg(0)),
+                quota: quota(step),
+            },
+            false,
+        ),
         "token" => {
             let subject = match (step.raw("user"), step.raw("agent")) {
                 (Some(name), None) => Subject::User(user(name)),
@@ -308,7 +390,12 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             let by_node = op.login.is_some();
             (Operation::CreateToken(op), by_node)
         }
-        "revoke" => (Operation::DeleteToken { id: token(step.arg(0)) }, false),
+        "revoke" => (
+            Operation::DeleteToken {
+                id: token(step.arg(0)),
+            },
+            false,
+        ),
         "template" => {
             let op = Operation::PutTemplate {
                 name: TemplateName::new(step.arg(0)).unwrap(),
@@ -320,9 +407,12 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             };
             (op, false)
         }
-        "delete-template" => {
-            (Operation::DeleteTemplate { name: TemplateName::new(step.arg(0)).unwrap() }, false)
-        }
+        "delete-template" => (
+            Operation::DeleteTemplate {
+                name: TemplateName::new(step.arg(0)).unwrap(),
+            },
+            false,
+        ),
         "agent" => {
             let op = RegisterAgent {
                 id: agent(step.arg(0)),
@@ -334,9 +424,13 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             };
             (Operation::RegisterAgent(op), false)
         }
-        "delete-agent" => {
-            (Operation::DeleteAgent { id: agent(step.arg(0)), force: step.flag("force") }, false)
-        }
+        "delete-agent" => (
+            Operation::DeleteAgent {
+                id: agent(step.arg(0)),
+                force: step.flag("force"),
+            },
+            false,
+        ),
         "cordon" | "uncordon" | "drain" => {
             let scheduling = match step.word {
                 "cordon" => Scheduling::Cordoned,
@@ -354,7 +448,12 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             let id = step.arg(0);
             let sessions = match step.raw("sessions") {
                 None | Some("unknown") => None,
-                Some(list) => Some(list.split(',').filter(|one| !one.is_empty()).map(reported_session).collect()),
+                Some(list) => Some(
+                    list.split(',')
+                        .filter(|one| !one.is_empty())
+                        .map(reported_session)
+                        .collect(),
+                ),
             };
             let default_token = format!("agent-{id}");
             let op = AgentConnected {
@@ -367,7 +466,9 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                 runtime_id: step.raw("runtime").unwrap_or_default().to_owned(),
                 sessions,
                 command_seed: command(
-                    &step.raw("seed").map_or_else(|| format!("r{}", state.revision()), str::to_owned),
+                    &step
+                        .raw("seed")
+                        .map_or_else(|| format!("r{}", state.revision()), str::to_owned),
                 ),
             };
             (Operation::AgentConnected(op), true)
@@ -384,12 +485,22 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
         }
         "capacity" => {
             let id = agent(step.arg(0));
-            (Operation::AgentCapacity { epoch: leading(&id), agent: id, capacity: capacity(step) }, true)
+            (
+                Operation::AgentCapacity {
+                    epoch: leading(&id),
+                    agent: id,
+                    capacity: capacity(step),
+                },
+                true,
+            )
         }
         "create" => {
             let op = CreateSession {
                 name: session(step.arg(0)),
-                command: command(step.raw("command").unwrap_or_else(|| panic!("command=: {}", step.line))),
+                command: command(
+                    step.raw("command")
+                        .unwrap_or_else(|| panic!("command=: {}", step.line)),
+                ),
                 user: user(step.raw("user").unwrap_or("admin")),
                 template: TemplateName::new(step.raw("template").unwrap_or("demo")).unwrap(),
                 cpu: step.number("cpu"),
@@ -397,7 +508,10 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                 persistent_home: false,
                 idle_timeout: step.number("idle"),
                 max_duration: step.number("max"),
-                tags: step.raw("tags").map(|t| t.split(',').map(str::to_owned).collect()).unwrap_or_default(),
+                tags: step
+                    .raw("tags")
+                    .map(|t| t.split(',').map(str::to_owned).collect())
+                    .unwrap_or_default(),
                 placement: Placement {
                     platform: step.raw("platform").map(str::to_owned),
                     region: step.raw("region").map(str::to_owned),
@@ -416,7 +530,9 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             let op = PatchSession {
                 name: session(step.arg(0)),
                 if_match: step.number("if-match").map(Revision),
-                tags: step.raw("tags").map(|t| t.split(',').map(str::to_owned).collect()),
+                tags: step
+                    .raw("tags")
+                    .map(|t| t.split(',').map(str::to_owned).collect()),
                 idle_timeout: limit("idle"),
                 max_duration: limit("max"),
             };
@@ -427,15 +543,23 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
         "wake" => (Operation::WakeSession(action()), false),
         "place" => {
             let pairs = step.words.iter().map(|pair| pair.split_once(':').unwrap());
-            (Operation::PlaceQueued(pairs.map(|(name, id)| (session(name), command(id))).collect()), true)
+            (
+                Operation::PlaceQueued(pairs.map(|(name, id)| (session(name), command(id))).collect()),
+                true,
+            )
         }
         "session-overdue" => {
             let name = session(step.arg(0));
             let changed = step.number("changed").map(Revision);
-            let changed = changed.or_else(|| state.session(&name).map(|s| s.changed)).unwrap_or_default();
+            let changed = changed
+                .or_else(|| state.session(&name).map(|s| s.changed))
+                .unwrap_or_default();
             let op = Operation::SessionOverdue {
                 changed,
-                command: command(step.raw("command").unwrap_or_else(|| panic!("command=: {}", step.line))),
+                command: command(
+                    step.raw("command")
+                        .unwrap_or_else(|| panic!("command=: {}", step.line)),
+                ),
                 name,
             };
             (op, true)
@@ -482,7 +606,15 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
         "ack" => {
             let id = command(step.arg(0));
             let by = agent_of(&id);
-            (Operation::CommandAcked { id, run, epoch: leading(&by), agent: by }, true)
+            (
+                Operation::CommandAcked {
+                    id,
+                    run,
+                    epoch: leading(&by),
+                    agent: by,
+                },
+                true,
+            )
         }
         "complete" => {
             let id = command(step.arg(0));
@@ -514,11 +646,23 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
         "overdue" => {
             let id = command(step.arg(0));
             let changed = step.number("changed").map(Revision);
-            let changed = changed.or_else(|| state.command(&id).map(|c| c.changed)).unwrap_or_default();
+            let changed = changed
+                .or_else(|| state.command(&id).map(|c| c.changed))
+                .unwrap_or_default();
             (Operation::CommandOverdue { id, changed }, true)
         }
-        "cancel" => (Operation::CancelCommand { id: command(step.arg(0)) }, false),
-        "retry" => (Operation::RetryCommand { id: command(step.arg(0)) }, false),
+        "cancel" => (
+            Operation::CancelCommand {
+                id: command(step.arg(0)),
+            },
+            false,
+        ),
+        "retry" => (
+            Operation::RetryCommand {
+                id: command(step.arg(0)),
+            },
+            false,
+        ),
         "acquire" => {
             let op = Operation::AcquireLease {
                 name: LeaseName::new(step.arg(0)).unwrap(),
@@ -527,13 +671,26 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             };
             (op, false)
         }
-        "release" => (Operation::ReleaseLease { name: lease(step), token: lease_token(world, step) }, false),
-        "force-release" => {
-            (Operation::ForceReleaseLease { name: lease(step), reason: step.text("reason", "") }, false)
-        }
+        "release" => (
+            Operation::ReleaseLease {
+                name: lease(step),
+                token: lease_token(world, step),
+            },
+            false,
+        ),
+        "force-release" => (
+            Operation::ForceReleaseLease {
+                name: lease(step),
+                reason: step.text("reason", ""),
+            },
+            false,
+        ),
         "expire" => {
             let leadership = match step.raw("leadership").and_then(|text| text.split_once('/')) {
-                Some((term, node)) => Leadership { term: number(term), node: NodeId(number(node)) },
+                Some((term, node)) => Leadership {
+                    term: number(term),
+                    node: NodeId(number(node)),
+                },
                 None => world.leadership,
             };
             let leases = vec![(lease(step), lease_token(world, step))];

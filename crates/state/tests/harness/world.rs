@@ -5,7 +5,8 @@
 use std::fmt::Write as _;
 
 use regent_state::{
-    Applied, Caller, EventId, Idempotency, Leadership, Meta, Operation, Rejection, Request, State, StateDecoder,
+    Applied, Caller, EventId, Idempotency, Leadership, Meta, Operation, Rejection, Request, State,
+    StateDecoder,
 };
 use regent_types::{NodeId, Revision, TokenId};
 
@@ -21,6 +22,7 @@ pub struct World {
     pub caller: Caller,
     pub idempotency: Option<Idempotency>,
     log: Vec<(Meta, Vec<u8>)>,
+    outcomes: Vec<Applied>,
     snapshot: Option<(usize, Vec<Vec<u8>>)>,
 }
 
@@ -35,10 +37,14 @@ impl World {
         Self {
             state: State::new(),
             now: BEGIN,
-            leadership: Leadership { term: 1, node: NodeId(1) },
+            leadership: Leadership {
+                term: 1,
+                node: NodeId(1),
+            },
             caller: Caller::Node(NodeId(1)),
             idempotency: None,
             log: Vec::new(),
+            outcomes: Vec::new(),
             snapshot: None,
         }
     }
@@ -60,7 +66,11 @@ impl World {
     }
 
     pub fn apply_quietly(&mut self, operation: Operation) -> (Revision, Applied) {
-        let request = Request { caller: self.caller.clone(), idempotency: self.idempotency.clone(), operation };
+        let request = Request {
+            caller: self.caller.clone(),
+            idempotency: self.idempotency.clone(),
+            operation,
+        };
         let meta = Meta {
             revision: Revision(self.log.len() as u64 + 1),
             leadership: self.leadership,
@@ -70,10 +80,17 @@ impl World {
         let digest = self.state.digest();
         let applied = self.state.apply(&meta, &request);
         self.log.push((meta, request.encode()));
-        self.state.check().unwrap_or_else(|e| panic!("after {request:?}: {e}"));
+        self.outcomes.push(applied.clone());
+        self.state
+            .check()
+            .unwrap_or_else(|e| panic!("after {request:?}: {e}"));
         assert_ne!(self.state.digest(), digest, "the digest covers every operation");
         if applied.is_err() && keys == self.state.idempotency_count() {
-            assert_eq!(before, self.state.content_digest(), "{request:?} was rejected, but changed something");
+            assert_eq!(
+                before,
+                self.state.content_digest(),
+                "{request:?} was rejected, but changed something"
+            );
         }
         (meta.revision, applied)
     }
@@ -83,6 +100,16 @@ impl World {
         let result = act(self);
         self.caller = caller;
         result
+    }
+
+    /// All requests so far.
+    pub fn requests(&self) -> impl Iterator<Item = Request> {
+        self.log.iter().map(|(_, bytes)| Request::decode(bytes).unwrap())
+    }
+
+    /// What came of them.
+    pub fn outcomes(&self) -> impl Iterator<Item = &Applied> {
+        self.outcomes.iter()
     }
 
     /// Takes a snapshot here: `verify` continues from it.
@@ -100,7 +127,11 @@ impl World {
         }
         let copy = decode(&self.state.encode_chunks().collect::<Vec<_>>());
         copy.check().unwrap();
-        assert_eq!(bytes(&copy), bytes(&self.state), "a snapshot that was read is another");
+        assert_eq!(
+            bytes(&copy),
+            bytes(&self.state),
+            "a snapshot that was read is another"
+        );
     }
 
     fn replay(&self, replica: &mut State, from: usize) {
