@@ -1,7 +1,8 @@
 //! The process runtime against real processes of this machine.
 //!
 //! Every test has a data folder of its own, which is also what its processes are recognised by, so all of
-//! them run in parallel. A condition is waited for, never a time.
+//! them run in parallel. A condition is waited for, never a time. The shim is `examples/shim.rs`, which
+//! cargo builds along when all targets of the package are tested.
 #![allow(clippy::unwrap_used, reason = "these helpers are all of a test")]
 
 use std::collections::BTreeMap;
@@ -400,8 +401,10 @@ async fn stop_ends_grandchildren_also_those_that_ignore_term_or_left_the_group()
                 .unwrap();
         record["shim"].as_str().unwrap().parse::<ProcessId>().unwrap().pid
     };
-    until("six processes", || {
-        (in_kernel_session(sid).len() >= 5).then_some(())
+    let unmarked =
+        |pid: &u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| environ.is_empty());
+    until("the one without a mark", || {
+        in_kernel_session(sid).iter().any(unmarked).then_some(())
     })
     .await;
     runtime
@@ -412,17 +415,18 @@ async fn stop_ends_grandchildren_also_those_that_ignore_term_or_left_the_group()
     assert_eq!(in_kernel_session(sid), Vec::<u32>::new());
 }
 
+/// The live processes of a kernel session, by the sixth field of their `stat`.
 fn in_kernel_session(sid: u32) -> Vec<u32> {
-    let listed = Command::new("ps")
-        .args(["-o", "pid=,stat=", "-s", &sid.to_string()])
-        .output()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let alive = listed.lines().filter_map(|line| line.trim().split_once(' '));
-    alive
-        .filter(|(_, stat)| !stat.trim().starts_with('Z'))
-        .map(|(pid, _)| pid.parse().unwrap())
-        .collect()
+    let pids = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let fields: Vec<&str> = after_name.split(' ').collect();
+        fields.get(3) == Some(&sid.to_string().as_str()) && fields[0] != "Z"
+    })
+    .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
