@@ -2,7 +2,7 @@
 //! encoding is part of every snapshot. Free JSON is kept as text: the encoding is positional.
 //!
 //! Times are milliseconds since the Unix epoch by the cluster's clock; `changed` is the revision
-//! of the last change and serves as ETag.
+//! of the last change and serves as `ETag`.
 
 use std::collections::BTreeMap;
 

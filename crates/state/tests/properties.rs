@@ -3,6 +3,9 @@
 //! queue, and that a rejection changed nothing; and at the end that a replica fed with the encoded
 //! log, and one that goes on from a snapshot, come to the same bytes. A failing story is printed.
 
+// Clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod harness;
 
 use std::collections::BTreeMap;

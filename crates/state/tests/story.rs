@@ -4,6 +4,9 @@
 //! steps are is in `harness/step.rs`. To write the results anew after a change, and review them in
 //! the diff: `REGENT_UPDATE_STORIES=1 cargo nextest run -p regent-state story`.
 
+// Clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 #[test]

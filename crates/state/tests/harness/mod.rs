@@ -2,6 +2,8 @@
 
 // Each test binary uses a part of it.
 #![allow(dead_code, unreachable_pub)]
+// Lines for people, put together piece by piece.
+#![allow(clippy::format_push_string)]
 
 pub mod script;
 pub mod show;

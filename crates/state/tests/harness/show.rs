@@ -134,7 +134,6 @@ pub fn command(r: &Command) -> String {
         CommandState::Pending { not_before } if *not_before > r.created_at => {
             text += &format!(", not before {}", time(*not_before));
         }
-        CommandState::Pending { .. } => {}
         CommandState::Sent { epoch, deadline, .. } if epoch.0 == 0 => {
             text += &format!(", again from {}", time(*deadline));
         }
@@ -144,7 +143,7 @@ pub fn command(r: &Command) -> String {
         CommandState::Completed { result, .. } => text += &format!(" {result}"),
         CommandState::Failed { error, .. } => text += &format!(" ({error})"),
         CommandState::Cancelled { reason, .. } => text += &format!(" ({reason})"),
-        CommandState::Expired { .. } => {}
+        CommandState::Pending { .. } | CommandState::Expired { .. } => {}
     }
     if (r.run, r.attempts) != (1, 0) {
         text += &format!(", run {} attempt {}", r.run, r.attempts);
