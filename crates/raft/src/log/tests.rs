@@ -238,6 +238,14 @@ async fn an_incomplete_last_record_is_left_out() {
 #[tokio::test]
 async fn a_killed_process_loses_nothing_that_it_acknowledged() {
     const CHILD: &str = "REGENT_TEST_KILLED_CHILD";
+    /// A failed assertion must not leave a process that writes for ever.
+    struct Killed(std::process::Child);
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
     if let Some(data) = std::env::var_os(CHILD) {
         let mut log = on_disk(Path::new(&data)).unwrap();
         for index in 0.. {
@@ -247,7 +255,7 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
     }
     let _alone = ONE_SLED.lock().await;
     let data = tempfile::tempdir().unwrap();
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
             "log::tests::a_killed_process_loses_nothing_that_it_acknowledged",
@@ -257,7 +265,8 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut acknowledged = BufReader::new(child.stdout.take().unwrap())
+    let mut child = Killed(child);
+    let mut acknowledged = BufReader::new(child.0.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok());
@@ -267,11 +276,10 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
     );
 
     let refused = on_disk(data.path()).err().expect("the child has the folder");
-    let pid = child.id().to_string();
+    let pid = child.0.id().to_string();
     assert!(matches!(&refused, LogError::Folder(FolderError::InUse { pid: Some(p), .. }) if *p == pid));
 
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     let last = acknowledged.last().unwrap_or(300);
     let mut log = on_disk(data.path()).unwrap();
     let entries = log.try_get_log_entries(0..=last).await.unwrap();
