@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use regent_client::backoff::FullJitter;
 use regent_client::{Client, Error as ClientError};
+use regent_types::Token;
 use regent_types::agent::RegisterAgent;
 use regent_types::frame::{CommandFrame, Reason, ServerFrame};
 use tokio::sync::mpsc;
@@ -39,7 +40,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const GOOD_CONNECTION: Duration = LONGEST_WAIT;
 /// Refusals of the token in a row, before anything else was ever answered, after which the configuration
 /// is taken to be wrong. One is not enough: a node may not have applied a token that was just made.
-const REFUSALS: u32 = 8;
+const REFUSALS: u32 = 6;
 /// Registration may take this long in all before the next attempt.
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// What is being done when the agent ends gets this long to be recorded; the rest is found by the next start.
@@ -91,8 +92,8 @@ pub async fn run(
     let mut service = Service::start(options, runtime).await?;
     let ended = service.serve(&shutdown).await;
     // Who was superseded must not end the sessions of who took over.
-    let stop_sessions = service.options.stop_sessions_on_exit && ended.is_ok();
-    service.end(stop_sessions).await;
+    let with_sessions = service.options.stop_sessions_on_exit && ended.is_ok();
+    service.end(with_sessions).await;
     ended
 }
 
@@ -226,7 +227,7 @@ impl Service {
     }
 
     /// Says goodbye, lets what is under way be recorded, and in `dev` ends the sessions.
-    async fn end(&mut self, stop_sessions: bool) {
+    async fn end(&mut self, with_sessions: bool) {
         self.attempt = None;
         self.session.disconnected();
         if let Some(connection) = self.connection.take() {
@@ -244,36 +245,16 @@ impl Service {
                 "ending with commands under way; the next start finds what came of them"
             );
         }
-        if stop_sessions
-            && tokio::time::timeout(EXIT_WITHIN, self.stop_sessions())
-                .await
-                .is_err()
+        if with_sessions
+            && tokio::time::timeout(
+                EXIT_WITHIN,
+                stop_sessions(&*self.runtime, self.session.highest_token()),
+            )
+            .await
+            .is_err()
         {
             tracing::warn!("not all sessions ended with the agent");
         }
-    }
-
-    async fn stop_sessions(&self) {
-        let found = match self.runtime.list().await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(%error, "the sessions are not known and stay");
-                return;
-            }
-        };
-        let token = self.session.highest_token();
-        futures::stream::iter(found)
-            .for_each_concurrent(EXIT_PARALLEL, |one| async move {
-                let session = SessionRef {
-                    token: token.max(one.token),
-                    session: one.session,
-                    generation: one.generation,
-                };
-                if let Err(error) = self.runtime.stop(&session, EXIT_GRACE).await {
-                    tracing::warn!(session = %session.session, %error, "a session did not end with the agent");
-                }
-            })
-            .await;
     }
 
     fn now(&self) -> Millis {
@@ -501,6 +482,29 @@ impl Service {
         self.server += 1;
         self.attempt = Some(self.attempt_after(wait));
     }
+}
+
+/// Ends all sessions, in `dev`, where they end with their agent.
+async fn stop_sessions(runtime: &dyn Runtime, token: Token) {
+    let found = match runtime.list().await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "the sessions are not known and stay");
+            return;
+        }
+    };
+    futures::stream::iter(found)
+        .for_each_concurrent(EXIT_PARALLEL, |one| async move {
+            let session = SessionRef {
+                token: token.max(one.token),
+                session: one.session,
+                generation: one.generation,
+            };
+            if let Err(error) = runtime.stop(&session, EXIT_GRACE).await {
+                tracing::warn!(session = %session.session, %error, "a session did not end with the agent");
+            }
+        })
+        .await;
 }
 
 /// Waits for what is there, for ever when nothing is.

@@ -45,6 +45,8 @@ const WELCOME_WITHIN: Millis = 10_000;
 /// After so many tenths of a heartbeat interval without any traffic the node is gone: two of the pings
 /// that go with heartbeats were not answered.
 const SILENCE_TENTHS: u64 = 25;
+/// But not before this long: a busy machine is not a dead one.
+const MIN_SILENCE: Millis = 2_000;
 /// Heartbeats are at least this far apart, whatever a node says.
 const MIN_HEARTBEAT: Millis = 100;
 /// What is left of a session that ended by itself is removed this long after it was reported, if the
@@ -174,7 +176,8 @@ pub struct ControlSession {
     queue: VecDeque<CommandFrame>,
     /// Which line each running command occupies.
     working: BTreeMap<RunKey, Line>,
-    live: BTreeSet<SessionName>,
+    /// What runs or sleeps here, and which generation of it.
+    live: BTreeMap<SessionName, Generation>,
     ended: BTreeMap<SessionName, Ended>,
     effects: VecDeque<Effect>,
 }
@@ -193,7 +196,7 @@ impl ControlSession {
             done: VecDeque::new(),
             queue: VecDeque::new(),
             working: BTreeMap::new(),
-            live: BTreeSet::new(),
+            live: BTreeMap::new(),
             ended: BTreeMap::new(),
             effects: VecDeque::new(),
         };
@@ -221,8 +224,12 @@ impl ControlSession {
         for one in found {
             if let ObservedState::Exited(exit) = one.state {
                 self.note_exit(&one.session, one.generation, exit);
+                if let Some(ended) = self.ended.get_mut(&one.session) {
+                    // `hello` tells it.
+                    ended.reported = Some(now);
+                }
             } else {
-                self.live.insert(one.session.clone());
+                self.live.insert(one.session.clone(), one.generation);
                 self.ended.remove(&one.session);
             }
             sessions.push(running_session(one));
@@ -280,15 +287,22 @@ impl ControlSession {
         let key = key_of(command);
         self.working.remove(&key);
         if let (Outcome::Completed { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
+            let generation = command.payload["generation"].as_u64().unwrap_or_default();
             match command.action.as_str() {
                 "stop_session" => {
                     self.live.remove(&session);
                     self.ended.remove(&session);
                 }
-                "start_session" | "wake_session" | "hibernate_session"
-                    if !self.ended.contains_key(&session) =>
-                {
-                    self.live.insert(session);
+                "start_session" | "wake_session" | "hibernate_session" => {
+                    // A start that was answered by what is there may be of a program that ended since.
+                    if self
+                        .ended
+                        .get(&session)
+                        .is_none_or(|ended| ended.generation < generation)
+                    {
+                        self.ended.remove(&session);
+                        self.live.insert(session, generation);
+                    }
                 }
                 _ => {}
             }
@@ -472,7 +486,9 @@ impl ControlSession {
     }
 
     fn note_exit(&mut self, session: &SessionName, generation: Generation, exit: Exit) {
-        self.live.remove(session);
+        if self.live.get(session).is_some_and(|&live| live <= generation) {
+            self.live.remove(session);
+        }
         match self.ended.get(session) {
             Some(ended) if ended.generation >= generation => {}
             None if self.ended.len() >= MAX_UNREPORTED => {
@@ -568,7 +584,7 @@ impl ControlSession {
 
 impl Up {
     fn silence_at(&self) -> Millis {
-        self.heard + self.heartbeat * SILENCE_TENTHS / 10
+        self.heard + (self.heartbeat * SILENCE_TENTHS / 10).max(MIN_SILENCE)
     }
 }
 
