@@ -19,7 +19,7 @@ use crate::txn::Txn;
 
 mod delivery;
 
-pub(crate) use delivery::{Report, acked, due, completed, failed, overdue, sent};
+pub(crate) use delivery::{Report, acked, completed, due, failed, overdue, sent};
 
 /// Queues a command at an operator's wish. The actions of a session's life go through that life.
 pub(crate) fn create(txn: &mut Txn<'_>, op: &CreateCommand) -> Applied {

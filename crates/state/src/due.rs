@@ -42,7 +42,10 @@ impl State {
             .take_while(|(at, _)| *at <= now)
             .filter_map(|(_, name)| self.session(name))
             .filter(|session| sessions::is_due(self, session, now))
-            .map(|session| Overdue::Session { name: session.name.clone(), changed: session.changed });
+            .map(|session| Overdue::Session {
+                name: session.name.clone(),
+                changed: session.changed,
+            });
         let expired = self.index.expiries.iter().take_while(|(at, _)| *at <= now);
         let unanswered = self
             .agents()
@@ -54,7 +57,10 @@ impl State {
             .chain(unanswered)
             .filter_map(|(_, id)| self.command(id))
             .filter(|command| commands::due(self, command, now).is_some())
-            .map(|command| Overdue::Command { id: command.id.clone(), changed: command.changed });
+            .map(|command| Overdue::Command {
+                id: command.id.clone(),
+                changed: command.changed,
+            });
         // Commands first: they speak with the better reason.
         let mut found: Vec<_> = commands.chain(sessions).take(limit).collect();
         found.dedup();
@@ -98,14 +104,21 @@ impl State {
         let session = self.index.session_deadlines.get_min().map(|(at, _)| *at);
         let duration = self.index.durations.get_min().map(|(at, _)| *at);
         let expiry = self.index.expiries.get_min().map(|(at, _)| *at);
-        let answer = self.agents().values().filter_map(|agent| self.next_answer(agent)).min();
+        let answer = self
+            .agents()
+            .values()
+            .filter_map(|agent| self.next_answer(agent))
+            .min();
         let drain = self
             .agents()
             .values()
             .filter(|agent| self.to_drain(agent).next().is_some())
             .filter_map(|agent| drains_until(agent))
             .min();
-        [session, duration, expiry, answer, drain].into_iter().flatten().min()
+        [session, duration, expiry, answer, drain]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The soonest deadline of a command in the hands of the agent's leading connection. One that an
@@ -113,9 +126,10 @@ impl State {
     fn next_answer(&self, agent: &Agent) -> Option<u64> {
         agent.leading()?;
         let answers = self.index.answers.get(&agent.id)?;
-        let in_hand = answers
-            .iter()
-            .find(|(at, id)| self.command(id).is_some_and(|command| commands::due(self, command, *at).is_some()))?;
+        let in_hand = answers.iter().find(|(at, id)| {
+            self.command(id)
+                .is_some_and(|command| commands::due(self, command, *at).is_some())
+        })?;
         Some(in_hand.0)
     }
 

@@ -123,7 +123,10 @@ impl Indexes {
             self.expiries.insert((at, id.clone()));
         }
         if let Some(at) = answer_due(command) {
-            self.answers.entry(command.agent.clone()).or_default().insert((at, id.clone()));
+            self.answers
+                .entry(command.agent.clone())
+                .or_default()
+                .insert((at, id.clone()));
         }
     }
 
@@ -173,7 +176,10 @@ fn line(command: &Command) -> Line {
 /// When a session has lasted as long as it may, unless its end has begun.
 fn lasts_until(session: &Session) -> Option<u64> {
     let open = !session.state.is_final() && session.stop_command.is_none();
-    session.max_duration.filter(|_| open).map(|ms| session.created_at.saturating_add(ms))
+    session
+        .max_duration
+        .filter(|_| open)
+        .map(|ms| session.created_at.saturating_add(ms))
 }
 
 fn may_idle(session: &Session) -> bool {

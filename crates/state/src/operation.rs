@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName, TemplateName,
-    Token, TokenId, UserName,
+    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
+    TemplateName, Token, TokenId, UserName,
 };
 
 use crate::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject};

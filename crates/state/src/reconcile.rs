@@ -150,6 +150,7 @@ fn missing(txn: &mut Txn<'_>, session: &Session, ids: &mut Ids) {
             let next = Session {
                 generation: session.generation.saturating_add(1),
                 gone: true,
+                url: None,
                 ..session.clone()
             };
             let id = ids.next(txn);

@@ -263,8 +263,25 @@ pub(crate) fn deadline(txn: &Txn<'_>, agent: Option<&AgentId>, ms: u64) -> Optio
     online.then(|| txn.now().saturating_add(ms))
 }
 
-/// Where the note about an absent agent begins in a reason.
+/// How the notes begin that may follow a reason while something is under way.
 const WAITING: &str = "waiting for agent ";
+pub(crate) const TRYING_AGAIN: &str = "trying again: ";
+pub(crate) const HELD_UP: &str = "held up: ";
+
+/// A reason with a note after it, in place of an earlier note.
+pub(crate) fn noted(reason: &str, note: &str) -> String {
+    let lasting = lasting(reason);
+    cut(if lasting.is_empty() {
+        note.to_owned()
+    } else {
+        format!("{lasting}; {note}")
+    })
+}
+
+/// A reason without its note: what stays once that is over.
+pub(crate) fn lasting(reason: &str) -> &str {
+    [WAITING, TRYING_AGAIN, HELD_UP].into_iter().fold(reason, before)
+}
 
 /// A reason, with a note when the agent is away.
 pub(crate) fn waiting_too(state: &State, agent: Option<&AgentId>, reason: String) -> String {
@@ -278,18 +295,17 @@ pub(crate) fn waiting_too(state: &State, agent: Option<&AgentId>, reason: String
     if !agent.offline_reason.is_empty() {
         note = format!("{note} ({})", agent.offline_reason);
     }
-    let before = not_waiting(&reason);
-    cut(if before.is_empty() {
-        note
-    } else {
-        format!("{before}; {note}")
-    })
+    noted(&reason, &note)
 }
 
 /// The same reason once the agent is back.
 pub(crate) fn not_waiting(reason: &str) -> &str {
+    before(reason, WAITING)
+}
+
+fn before<'a>(reason: &'a str, note: &str) -> &'a str {
     reason
-        .find(WAITING)
+        .find(note)
         .map_or(reason, |at| reason[..at].trim_end_matches("; "))
 }
 

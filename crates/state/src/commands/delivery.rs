@@ -162,6 +162,9 @@ pub(crate) fn failed(txn: &mut Txn<'_>, report: &Report<'_>, error: &str, retrya
     let Some(command) = in_hand(txn, report)? else {
         return Ok(Outcome::Stale);
     };
+    if exists_already(txn.state(), &command, error) {
+        return completed(txn, report, "{}", None, None);
+    }
     Ok(Outcome::Command(fail(txn, &command, error, retryable)))
 }
 
@@ -192,6 +195,16 @@ pub(crate) fn overdue(txn: &mut Txn<'_>, id: &CommandId, changed: Revision) -> A
         }
         None => Ok(Outcome::Stale),
     }
+}
+
+/// StreamSpace's agents know no runs: a start that is sent to them again fails since the first one
+/// made the session. That is what was wanted.
+fn exists_already(state: &State, command: &Command, error: &str) -> bool {
+    let error = error.to_ascii_lowercase();
+    command.action == Action::StartSession
+        && (command.attempts > 1 || command.run > 1)
+        && (error.contains("already exists") || error.contains("alreadyexists"))
+        && leading(state, &command.agent).is_some_and(|connection| connection.protocol == STREAMSPACE)
 }
 
 /// Which deadline of a command passed.

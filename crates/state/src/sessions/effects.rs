@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::ending::{clean_up, given_up, may_return, terminate};
-use super::{begin, change, enter, take_details, wrong_state};
+use super::{TRYING_AGAIN, begin, change, enter, lasting, noted, take_details, wrong_state};
 use crate::commands::{derived_id, was_sent};
 use crate::event::EventKind;
 use crate::limits::{HIBERNATING_MS, PENDING_MS, SESSION_MARGIN_MS, WAKING_MS, cut};
@@ -86,13 +86,13 @@ pub(crate) fn completed(txn: &mut Txn<'_>, command: &Command, url: Option<&str>,
             });
         }
         Action::HibernateSession => {
-            let reason = session.reason.clone();
+            let reason = lasting(&session.reason).to_owned();
             enter(txn, &session, SessionState::Hibernated, &reason, |session| {
                 take_details(session, url, metadata)
             });
         }
         Action::StopSession => {
-            let reason = super::not_waiting(&session.reason).to_owned();
+            let reason = lasting(&session.reason).to_owned();
             enter(txn, &session, SessionState::Terminated, &reason, |_| ());
         }
         Action::Custom(_) => {}
@@ -115,11 +115,12 @@ pub(crate) fn tried_again(txn: &mut Txn<'_>, command: &Command, error: &str, not
     let Some(session) = awaited(txn.state(), command) else {
         return;
     };
-    let reason = cut(format!(
-        "{} failed and is tried again (run {}): {error}",
+    let note = format!(
+        "{TRYING_AGAIN}{} failed: {error} (run {} follows)",
         command.action.as_str(),
         command.run
-    ));
+    );
+    let reason = noted(&session.reason, &note);
     let deadline = Some(not_before.saturating_add(PENDING_MS));
     change(txn, &session, EventKind::SessionUpdated, |session| {
         session.deadline = deadline;
@@ -320,8 +321,9 @@ fn left_behind(txn: &mut Txn<'_>, command: &Command, error: &str) {
 
 /// A session that its agent had lost keeps saying so; any other reason is over once it runs.
 fn restart_reason(session: &Session) -> String {
-    if session.reason.starts_with(crate::reconcile::RESTARTED) {
-        session.reason.clone()
+    let reason = lasting(&session.reason);
+    if reason.starts_with(crate::reconcile::RESTARTED) {
+        reason.to_owned()
     } else {
         String::new()
     }

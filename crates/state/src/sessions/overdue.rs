@@ -7,7 +7,7 @@ use regent_types::{CommandId, Revision, SessionName};
 
 use super::effects::failed;
 use super::ending::terminate;
-use super::{change, deadline, effects};
+use super::{HELD_UP, change, deadline, effects, noted};
 use crate::commands::{self, need_unused};
 use crate::event::EventKind;
 use crate::limits::TERMINATING_MS;
@@ -111,14 +111,15 @@ fn still_stopping(txn: &mut Txn<'_>, session: &Session, stop: &Command) {
         .state()
         .head_of_line(&stop.agent, stop.session.as_ref())
         .filter(|head| head.id != stop.id);
-    let reason = match before {
+    let note = match before {
         Some(head) => format!(
             "stopping waits for {} ({})",
             head.action.as_str(),
             head.state.as_str()
         ),
-        None => "stopping takes long".to_owned(),
+        None => format!("{HELD_UP}its agent takes long"),
     };
+    let reason = noted(&session.reason, &note);
     let deadline = deadline(txn, session.agent.as_ref(), TERMINATING_MS);
     change(txn, session, EventKind::SessionUpdated, |session| {
         session.reason = reason;
