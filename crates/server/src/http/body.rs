@@ -1,0 +1,134 @@
+//! Bodies of requests: bounded, JSON, and refused with the path of the field that is wrong.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use regent_types::{Code, Problem};
+use serde::de::DeserializeOwned;
+
+use super::problem::{Failure, Result};
+
+/// Largest body: the largest manifest with room; an operation must fit into one log entry.
+pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
+/// How long a body may take to arrive: a sender that trickles must not hold a connection for ever.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads the whole body.
+pub(super) async fn read(request: Request<Body>) -> Result<Bytes> {
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    match tokio::time::timeout(BODY_DEADLINE, body).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(Failure::new(Code::InvalidRequest, format!("the body did not arrive: {error}"))),
+        Err(_) => Err(Failure::new(
+            Code::InvalidRequest,
+            format!("the body did not arrive within {} s", BODY_DEADLINE.as_secs()),
+        )),
+    }
+}
+
+fn too_large() -> Failure {
+    Failure::new(Code::TooLarge, format!("a body may have at most {MAX_BODY_BYTES} bytes"))
+}
+
+/// Parses a body that must be there.
+pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
+    check_content_type(headers)?;
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.is_data() {
+            let field = if path == "." { "body".to_owned() } else { path };
+            Failure::field(field, without_position(&inner))
+        } else {
+            not_json(&inner)
+        }
+    })?;
+    json.end().map_err(|error| not_json(&error))?;
+    Ok(value)
+}
+
+/// Parses a body that may be missing: then the default.
+pub(super) fn parse_optional<T: DeserializeOwned + Default>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
+    if body.is_empty() { Ok(T::default()) } else { parse(headers, body) }
+}
+
+fn not_json(error: &serde_json::Error) -> Failure {
+    Problem::new(Code::InvalidRequest, format!("the body is not JSON: {error}"))
+        .field("body", error.to_string())
+        .into()
+}
+
+/// `missing field `x` at line 1 column 2` without where: the path of the field says it better.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// `application/json` or `application/anything+json`; nothing said counts as JSON, for curl's sake
+/// only with `-H 'Content-Type:'`: what curl and browsers send by themselves (a form) is refused.
+fn check_content_type(headers: &HeaderMap) -> Result<()> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let essence = value.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let json = essence
+        .strip_prefix("application/")
+        .is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"));
+    if json {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            Code::UnsupportedMediaType,
+            format!("the body must be application/json, not {essence}"),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+    use regent_types::session::CreateSession;
+
+    fn refused(body: &str) -> String {
+        format!("{:?}", parse::<CreateSession>(&HeaderMap::new(), body.as_bytes()).unwrap_err())
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_by_its_path() {
+        assert!(refused(r#"{"template":"demo","resources":{"cpu":"x"}}"#).contains("\"resources.cpu\""));
+        assert!(refused(r#"{"template":"demo","tags":["a",1]}"#).contains("\"tags[1]\""));
+        assert!(refused("{}").contains("missing field `template`"));
+        assert!(refused(r#"{"template":"demo","colour":1}"#).contains("colour"));
+        assert!(refused("[]").contains("body"));
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for body in ["", "{", "nonsense", r#"{"template":"demo"} x"#, "\u{0}"] {
+            assert!(refused(body).contains("InvalidRequest"), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn other_content_types_are_refused() {
+        let check = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+            check_content_type(&headers).is_ok()
+        };
+        assert!(check("application/json; charset=utf-8") && check("application/merge-patch+json"));
+        assert!(!check("text/plain") && !check("application/x-www-form-urlencoded") && !check("json"));
+    }
+}
