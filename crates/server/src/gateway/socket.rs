@@ -4,7 +4,6 @@
 //! does not read it away is closed, so that it holds up nobody else. One message is one frame:
 //! StreamSpace joined several by newlines, and its agents lost them all.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
@@ -320,7 +319,8 @@ async fn propose_until(service: &Service, request: Request, within: Duration) ->
         if !(error.is_retryable() || error.is_unknown()) || Instant::now() + pause >= deadline {
             return Err(error.to_string());
         }
-        tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::time::sleep(jittered).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }

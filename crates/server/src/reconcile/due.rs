@@ -5,8 +5,8 @@
 //! change nothing is not proposed.
 
 use regent_state::operation::SessionOperation;
-use regent_state::record::{Scheduling, Session, SessionState};
-use regent_state::{Caller, Leadership, Meta, Operation, Outcome, Request, State};
+use regent_state::record::Session;
+use regent_state::{Caller, Leadership, Meta, Operation, Outcome, Overdue, Request, State};
 use regent_types::duration::Span;
 use regent_types::{CommandId, Revision, SessionName};
 
@@ -33,13 +33,6 @@ pub(super) struct Item {
 }
 
 impl Due {
-    fn at(&mut self, at: u64, now: u64) -> bool {
-        if at > now {
-            self.next = Some(self.next.map_or(at, |next| next.min(at)));
-        }
-        at <= now
-    }
-
     fn push(&mut self, about: String, changed: Revision, operation: Operation) {
         if self.operations.len() < MAX_DUE {
             self.operations.push(Item { about, changed, operation });
@@ -55,49 +48,38 @@ pub(super) fn look(
     last_used: impl Fn(&SessionName) -> u64,
     mut command: impl FnMut() -> CommandId,
 ) -> Due {
-    let mut due = Due::default();
-    for (at, overdue) in state.command_deadlines() {
-        if !due.at(at, now) {
-            break;
-        }
-        let operation = Operation::CommandOverdue { id: overdue.id.clone(), changed: overdue.changed };
-        due.push(format!("command {}", overdue.id), overdue.changed, operation);
-    }
-    for (at, session) in state.session_deadlines() {
-        if !due.at(at, now) {
-            break;
-        }
-        let operation =
-            Operation::SessionOverdue { name: session.name.clone(), changed: session.changed, command: command() };
-        due.push(format!("session {}", session.name), session.changed, operation);
-    }
-    for agent in state.agents().values() {
-        if let Scheduling::Draining { deadline: Some(at) } = agent.scheduling
-            && due.at(at, now)
-        {
-            for session in state.sessions_of_agent(&agent.id).filter(|session| can_be_stopped(session)) {
-                let reason = format!("agent {} is drained", agent.id);
-                let operation = Operation::StopSession(on(session, command(), reason));
-                due.push(format!("drain {}", session.name), session.changed, operation);
+    // What is due already is rechecked on the period; what is not yet sets the next look.
+    let mut due = Due { operations: Vec::new(), next: state.next_deadline().filter(|at| *at > now) };
+    for overdue in state.overdue(now, MAX_DUE) {
+        match overdue {
+            Overdue::Command { id, changed } => {
+                due.push(format!("command {id}"), changed, Operation::CommandOverdue { id, changed });
+            }
+            Overdue::Session { name, changed } => {
+                let about = format!("session {name}");
+                due.push(about, changed, Operation::SessionOverdue { name, changed, command: command() });
             }
         }
     }
-    for session in state.sessions().values() {
-        if let Some(limit) = session.max_duration
-            && can_be_stopped(session)
-            && due.at(session.created_at.saturating_add(limit), now)
-        {
-            let reason = format!("its time of {} is over", Span(limit));
-            let operation = Operation::StopSession(on(session, command(), reason));
-            due.push(format!("duration {}", session.name), session.changed, operation);
-        } else if let Some(limit) = session.idle_timeout
-            && session.state == SessionState::Running
-            && due.at(idle_since(session, &last_used).saturating_add(limit), now)
-        {
-            let reason = format!("idle for {}", Span(limit));
-            let operation = Operation::HibernateSession(on(session, command(), reason));
-            due.push(format!("idle {}", session.name), session.changed, operation);
+    for session in state.drain_due(now, MAX_DUE) {
+        let agent = session.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+        let operation = Operation::StopSession(on(&session, command(), format!("agent {agent} is drained")));
+        due.push(format!("drain {}", session.name), session.changed, operation);
+    }
+    for session in state.max_duration_due(now, MAX_DUE) {
+        let limit = Span(session.max_duration.unwrap_or_default());
+        let operation = Operation::StopSession(on(&session, command(), format!("its time of {limit} is over")));
+        due.push(format!("duration {}", session.name), session.changed, operation);
+    }
+    for session in state.idle_candidates() {
+        let Some(limit) = session.idle_timeout else { continue };
+        let at = idle_since(session, &last_used).saturating_add(limit);
+        if at > now {
+            due.next = Some(due.next.map_or(at, |next| next.min(at)));
+            continue;
         }
+        let operation = Operation::HibernateSession(on(session, command(), format!("idle for {}", Span(limit))));
+        due.push(format!("idle {}", session.name), session.changed, operation);
     }
     if state.needs_prune(now) {
         due.push("prune".to_owned(), state.revision(), Operation::Prune);
@@ -124,10 +106,6 @@ pub(super) fn placeable(state: &State, now: u64, mut command: impl FnMut() -> Co
 
 fn idle_since(session: &Session, last_used: impl Fn(&SessionName) -> u64) -> u64 {
     last_used(&session.name).max(session.running_since.unwrap_or(session.created_at))
-}
-
-fn can_be_stopped(session: &Session) -> bool {
-    !session.state.is_final() && session.state != SessionState::Terminating
 }
 
 fn on(session: &Session, command: CommandId, reason: String) -> SessionOperation {
