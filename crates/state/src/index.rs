@@ -201,9 +201,11 @@ fn expiry(command: &Command) -> Option<u64> {
 /// When the acknowledgement or the outcome of a command that is in an agent's hands is overdue.
 fn answer_due(command: &Command) -> Option<u64> {
     match &command.state {
-        CommandState::Pending { .. } | CommandState::Sent { epoch: Epoch(0), .. } => None,
-        CommandState::Sent { deadline, .. } | CommandState::Acknowledged { deadline, .. } => Some(*deadline),
-        CommandState::Completed { .. }
+        CommandState::Sent { epoch, deadline, .. } if *epoch != Epoch(0) => Some(*deadline),
+        CommandState::Acknowledged { deadline, .. } => Some(*deadline),
+        CommandState::Pending { .. }
+        | CommandState::Sent { .. }
+        | CommandState::Completed { .. }
         | CommandState::Failed { .. }
         | CommandState::Cancelled { .. }
         | CommandState::Expired { .. } => None,

@@ -161,9 +161,14 @@ fn missing(txn: &mut Txn<'_>, session: &Session, ids: &mut Ids) {
             let reason = format!("{RESTARTED}: agent {agent} no longer had it");
             sessions::begin(txn, &next, SessionState::Waking, &reason, WAKING_MS, |_| ());
         }
-        // Their commands are sent again.
-        SessionState::Pending | SessionState::Starting | SessionState::Terminating => {}
-        SessionState::Hibernated | SessionState::Terminated | SessionState::Failed | SessionState::Lost => {}
+        // Their commands are sent again; or nothing is to be there.
+        SessionState::Pending
+        | SessionState::Starting
+        | SessionState::Terminating
+        | SessionState::Hibernated
+        | SessionState::Terminated
+        | SessionState::Failed
+        | SessionState::Lost => {}
     }
 }
 

@@ -167,7 +167,7 @@ pub(crate) fn place_queued(txn: &mut Txn<'_>, waiting: &[(SessionName, CommandId
                 let reason = waiting_for_room(&refusals);
                 if session.reason != reason {
                     change(txn, &session, EventKind::SessionUpdated, |session| {
-                        session.reason = reason
+                        session.reason = reason;
                     });
                 }
             }

@@ -61,11 +61,11 @@ pub(crate) fn handed_over(txn: &mut Txn<'_>, command: &Command, ms: u64) {
     if session.state == SessionState::Pending {
         let reason = session.reason.clone();
         enter(txn, &session, SessionState::Starting, &reason, |session| {
-            session.deadline = deadline
+            session.deadline = deadline;
         });
     } else {
         change(txn, &session, EventKind::SessionUpdated, |session| {
-            session.deadline = deadline
+            session.deadline = deadline;
         });
     }
 }
@@ -88,7 +88,7 @@ pub(crate) fn completed(txn: &mut Txn<'_>, command: &Command, url: Option<&str>,
         Action::HibernateSession => {
             let reason = lasting(&session.reason).to_owned();
             enter(txn, &session, SessionState::Hibernated, &reason, |session| {
-                take_details(session, url, metadata)
+                take_details(session, url, metadata);
             });
         }
         Action::StopSession => {
@@ -106,7 +106,7 @@ pub(crate) fn delayed(txn: &mut Txn<'_>, command: &Command, not_before: u64) {
     };
     let deadline = Some(not_before.saturating_add(PENDING_MS));
     change(txn, &session, EventKind::SessionUpdated, |session| {
-        session.deadline = deadline
+        session.deadline = deadline;
     });
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn failed(txn: &mut Txn<'_>, command: &Command, error: &str) {
 pub(super) fn start_failed(txn: &mut Txn<'_>, session: &Session, command: &Command, reason: &str) {
     if session.state == SessionState::Waking {
         enter(txn, session, SessionState::Hibernated, reason, |session| {
-            session.gone = true
+            session.gone = true;
         });
     } else {
         enter(txn, session, SessionState::Failed, reason, |_| ());
@@ -314,7 +314,7 @@ fn left_behind(txn: &mut Txn<'_>, command: &Command, error: &str) {
             session.reason, command.agent
         ));
         change(txn, &session, EventKind::SessionUpdated, |session| {
-            session.reason = reason
+            session.reason = reason;
         });
     }
 }

@@ -45,9 +45,15 @@ pub(crate) fn take_report(txn: &mut Txn<'_>, session: &Session, report: &Reporte
         return false;
     }
     match (report.state, session.state) {
-        (_, SessionState::Terminated | SessionState::Failed | SessionState::Lost) => false,
-        // Its stop answers for it; a start that was not sent yet cannot have been seen.
-        (_, SessionState::Terminating | SessionState::Pending) => false,
+        // It is over; or its stop answers for it; or its start was not sent, so it cannot have been seen.
+        (
+            _,
+            SessionState::Terminated
+            | SessionState::Failed
+            | SessionState::Lost
+            | SessionState::Terminating
+            | SessionState::Pending,
+        ) => false,
         (Reported::Exited, _) => {
             let reason = if report.reason.is_empty() {
                 "exited with code 0"
