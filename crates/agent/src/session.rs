@@ -293,16 +293,15 @@ impl ControlSession {
                     self.live.remove(&session);
                     self.ended.remove(&session);
                 }
-                "start_session" | "wake_session" | "hibernate_session" => {
-                    // A start that was answered by what is there may be of a program that ended since.
+                // A start that was answered by what is there may be of a program that ended since.
+                "start_session" | "wake_session" | "hibernate_session"
                     if self
                         .ended
                         .get(&session)
-                        .is_none_or(|ended| ended.generation < generation)
-                    {
-                        self.ended.remove(&session);
-                        self.live.insert(session, generation);
-                    }
+                        .is_none_or(|ended| ended.generation < generation) =>
+                {
+                    self.ended.remove(&session);
+                    self.live.insert(session, generation);
                 }
                 _ => {}
             }

@@ -1,5 +1,7 @@
 //! A whole agent against a gateway in this process: real sockets, a runtime that runs nothing.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are no tests to clippy
+
 mod gateway;
 
 use std::collections::BTreeSet;

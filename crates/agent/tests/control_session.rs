@@ -1,5 +1,7 @@
 //! The agent's session with the control plane, told the time and frames: no socket, no clock, no sleep.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are no tests to clippy
+
 use std::collections::BTreeMap;
 
 use regent_agent::journal::{Outcome, RunKey};
