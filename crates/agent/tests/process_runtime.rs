@@ -591,7 +591,11 @@ async fn the_death_of_the_lifeline_ends_everything() {
     holder.wait().unwrap();
     until("all ended", || data.processes().is_empty().then_some(())).await;
     let listed = open(data.path()).list().await.unwrap();
-    assert_eq!(listed[0].state, ObservedState::Exited(Exit::Signal(9)));
+    assert_eq!(
+        listed[0].state,
+        ObservedState::Exited(Exit::Unknown),
+        "taken along is not an exit of its own"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,8 @@
 //! log, and at the end sweeps up what the program left and writes `exit.json`.
 //!
 //! Invariant: once it has answered `started`, there is either a process to be found (by record or by
-//! environment) or a synced `exit.json`. If its lifeline ends, so does all of the session, and then itself.
+//! environment) or a synced `exit.json`. If its lifeline ends, so does all of the session, and then itself,
+//! without that record: the session did not end, it was taken along.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -103,6 +104,11 @@ fn run(launch_file: &Path) -> Result<(), Reply> {
 
     let mut log = BoundedLog::open(folder.log_file(), launch.log_bytes);
     let status = watch(&launch, &mut child, lifeline.as_ref(), output, &mut log);
+    // Ended with `dev`, not by itself: without a record of its exit the next start finds it missing, as after
+    // a loss of power, and starts it again.
+    if lifeline.as_ref().is_some_and(Lifeline::has_ended) {
+        return Ok(());
+    }
     let exit = match status {
         Ok(status) => exit_of(status),
         Err(error) => {
