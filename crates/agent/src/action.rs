@@ -183,7 +183,7 @@ fn start(agent: &AgentId, payload: StartPayload, token: Token) -> Result<StartSp
 mod tests {
     use super::*;
 
-    fn command(action: &str, payload: Value) -> CommandFrame {
+    fn command(action: &str, payload: &Value) -> CommandFrame {
         serde_json::from_value(json!({
             "commandId": "c1", "run": 1, "action": action, "payload": payload, "token": 7, "attempt": 1
         }))
@@ -203,7 +203,7 @@ mod tests {
                 "ports": [{ "containerPort": 3000 }], "hibernate": "restart" } },
             "memory": "64Mi", "cpu": "250m", "persistentHome": true, "idleTimeout": null, "tags": []
         });
-        let Ok(Action::Start(spec)) = Action::parse(&agent(), &command("start_session", payload)) else {
+        let Ok(Action::Start(spec)) = Action::parse(&agent(), &command("start_session", &payload)) else {
             panic!("not read as a start");
         };
         assert_eq!(
@@ -222,10 +222,10 @@ mod tests {
 
     #[test]
     fn what_is_not_known_or_not_readable_is_said_so() {
-        let unknown = Action::parse(&agent(), &command("dance", json!({}))).unwrap_err();
+        let unknown = Action::parse(&agent(), &command("dance", &json!({}))).unwrap_err();
         assert!(unknown.contains("\"dance\""), "{unknown}");
         let unreadable =
-            Action::parse(&agent(), &command("stop_session", json!({ "sessionId": "a" }))).unwrap_err();
+            Action::parse(&agent(), &command("stop_session", &json!({ "sessionId": "a" }))).unwrap_err();
         assert!(unreadable.contains("generation"), "{unreadable}");
     }
 }

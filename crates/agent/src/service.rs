@@ -341,6 +341,8 @@ impl Service {
             Incoming::Alive => self.session.heard(now),
             Incoming::Closed { superseded, reason } => {
                 self.connection = None;
+                // Before the welcome it may mean that the agent is not known any more.
+                self.registered &= self.session.is_up();
                 if superseded {
                     self.session
                         .frame(now, ServerFrame::Superseded(Reason { reason }));

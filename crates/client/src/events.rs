@@ -1,13 +1,16 @@
 //! Events as a stream that outlives any node.
 //!
-//! Invariant: after the first event none is missed and none comes twice, whichever node the stream goes
-//! on at: each reconnect names the id of the last event that was handed out.
+//! Invariant: from the first connection on no event is missed and none comes twice, whichever node the
+//! stream goes on at: each reconnect names the last event that was handed out, or, before the first, the
+//! revision at which the stream began.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
+use regent_types::cluster::INDEX_HEADER;
 use regent_types::event::Event;
+use regent_types::{Code, Problem};
 
 use crate::backoff::FullJitter;
 use crate::call::Call;
@@ -40,6 +43,7 @@ struct Watch {
     connection: Option<(BoxStream<'static, reqwest::Result<Vec<u8>>>, Parser)>,
     ready: VecDeque<Event>,
     over: bool,
+    failed: Option<Error>,
 }
 
 impl Client {
@@ -55,6 +59,7 @@ impl Client {
             connection: None,
             ready: VecDeque::new(),
             over: false,
+            failed: None,
         };
         stream::unfold(
             watch,
@@ -72,7 +77,7 @@ impl Watch {
                 return Some(Ok(event));
             }
             if self.over {
-                return None;
+                return self.failed.take().map(Err);
             }
             if self.connection.is_none()
                 && let Err(error) = self.connect().await
@@ -88,7 +93,8 @@ impl Watch {
             }
             if let Err(error) = self.receive().await {
                 self.over = true;
-                return Some(Err(error));
+                // What came before it in the same piece is still handed out.
+                self.failed = Some(error);
             }
         }
     }
@@ -101,6 +107,14 @@ impl Watch {
             .client
             .open_stream(&call, self.server, self.last_id.as_deref())
             .await?;
+        if self.last_id.is_none() {
+            // A stream from "now on" begins after the last event of the revision that the answer names.
+            let index = response
+                .headers()
+                .get(INDEX_HEADER)
+                .and_then(|value| value.to_str().ok());
+            self.last_id = index.map(|index| format!("{index}.{}", u32::MAX));
+        }
         let bytes = response.bytes_stream().map(|piece| piece.map(Vec::from)).boxed();
         self.connection = Some((bytes, Parser::default()));
         Ok(())
@@ -128,6 +142,9 @@ impl Watch {
             body: "an event without end".to_owned(),
         })?;
         for message in messages {
+            if message.kind.as_deref() == Some("gone") {
+                return Err(Error::Problem(Box::new(Problem::new(Code::Gone, message.data))));
+            }
             let event = serde_json::from_str(&message.data).map_err(|source| Error::BadAnswer {
                 server: server(),
                 source,

@@ -10,6 +10,8 @@ const MAX_MESSAGE: usize = 4 << 20;
 pub(crate) struct Message {
     /// The id, if the message had one.
     pub(crate) id: Option<String>,
+    /// Its type, if it is not the usual one.
+    pub(crate) kind: Option<String>,
     /// The data, its lines joined.
     pub(crate) data: String,
 }
@@ -23,6 +25,7 @@ pub(crate) struct TooLong;
 pub(crate) struct Parser {
     rest: Vec<u8>,
     id: Option<String>,
+    kind: Option<String>,
     data: Option<String>,
 }
 
@@ -46,8 +49,8 @@ impl Parser {
 
     fn line(&mut self, line: &str) -> Option<Message> {
         if line.is_empty() {
-            let id = self.id.take();
-            return self.data.take().map(|data| Message { id, data });
+            let (id, kind) = (self.id.take(), self.kind.take());
+            return self.data.take().map(|data| Message { id, kind, data });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -59,8 +62,9 @@ impl Parser {
                     data.push_str(value);
                 }
             },
+            "event" => self.kind = Some(value.to_owned()),
             "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
-            // Comments (empty field name) keep the connection alive; `event` and `retry` say nothing new.
+            // Comments (empty field name) keep the connection alive; when to come again is decided here.
             _ => {}
         }
         None
@@ -72,12 +76,13 @@ mod tests {
     use super::*;
 
     const STREAM: &[u8] =
-        b": hello\n\nid: 5.0\ndata: {\"a\":1}\n\nid:5.1\r\ndata:x\r\ndata: y\r\n\r\nid: 6.0\ndata: half";
+        b": hello\n\nid: 5.0\ndata: {\"a\":1}\n\nid:5.1\r\nevent: odd\r\ndata:x\r\ndata: y\r\n\r\nid: 6.0\ndata: half";
 
     #[test]
     fn messages_come_whole_however_the_bytes_are_cut() {
         let expected = [("5.0", "{\"a\":1}"), ("5.1", "x\ny")].map(|(id, data)| Message {
             id: Some(id.to_owned()),
+            kind: (id == "5.1").then(|| "odd".to_owned()),
             data: data.to_owned(),
         });
         for size in 1..STREAM.len() {

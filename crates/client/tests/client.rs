@@ -61,6 +61,7 @@ async fn answer(
     Response::builder()
         .status(StatusCode::from_u16(status).unwrap())
         .header("etag", "\"7\"")
+        .header("x-regent-index", "41")
         .body(Body::from(body))
         .unwrap()
 }
@@ -309,6 +310,29 @@ async fn events_go_on_at_another_node_after_the_last_one_until_they_are_gone() {
         .map(|seen| seen.last_event_id.clone().unwrap())
         .to_vec();
     assert_eq!(ids, ["4.0", "5.1", "5.2"]);
+}
+
+#[tokio::test]
+async fn a_stream_from_now_on_misses_nothing_when_its_node_dies_before_the_first_event() {
+    let event = json!({ "id": "42.0", "revision": 42, "time": "2026-01-01T00:00:00Z", "kind": "session.running",
+        "subject": "a", "record": null });
+    let node = Node::start([
+        (200, ": hello\n\n".to_owned()),
+        (
+            200,
+            format!("id: 42.0\ndata: {event}\n\nevent: gone\ndata: too slow\n\n"),
+        ),
+    ])
+    .await;
+    let got: Vec<_> = client(&[&node.url])
+        .events(EventFilter::default())
+        .collect()
+        .await;
+    assert_eq!(got[0].as_ref().unwrap().id, "42.0");
+    assert_eq!(got[1].as_ref().unwrap_err().code(), Some(Code::Gone));
+    assert_eq!(got.len(), 2);
+    let ids: Vec<_> = node.seen().into_iter().map(|seen| seen.last_event_id).collect();
+    assert_eq!(ids, [None, Some("41.4294967295".to_owned())]);
 }
 
 #[test]

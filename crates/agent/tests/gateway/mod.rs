@@ -282,6 +282,7 @@ impl Runtime for FakeRuntime {
         RuntimeKind::Process
     }
 
+    #[allow(clippy::unnecessary_literal_bound)] // as the trait has it
     fn runtime_id(&self) -> &str {
         "fake:1"
     }
