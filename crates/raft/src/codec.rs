@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// Why bytes could not be decoded.
 #[derive(Debug, thiserror::Error)]
-pub enum CodecError {
+pub(crate) enum CodecError {
     /// There is not even a version byte.
     #[error("empty record")]
     Empty,
@@ -27,21 +27,21 @@ pub enum CodecError {
 }
 
 /// Encodes `value` after the byte `version`.
-pub fn encode<T: Serialize + ?Sized>(version: u8, value: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Serialize + ?Sized>(version: u8, value: &T) -> Vec<u8> {
     let mut bytes = vec![version];
     encode_into(&mut bytes, value);
     bytes
 }
 
 /// Appends the encoding of `value`, without a version byte, to `bytes`.
-pub fn encode_into<T: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &T) {
+pub(crate) fn encode_into<T: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &T) {
     bincode::DefaultOptions::new()
         .serialize_into(bytes, value)
         .expect("our own types have known lengths, and a Vec takes every byte");
 }
 
 /// Decodes what [`encode`] wrote with the same `version`; the whole slice must be used.
-pub fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, CodecError> {
+pub(crate) fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, CodecError> {
     let (&found, body) = bytes.split_first().ok_or(CodecError::Empty)?;
     if found != version {
         return Err(CodecError::Version {
@@ -53,7 +53,7 @@ pub fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, Codec
 }
 
 /// Decodes what [`encode_into`] wrote; the whole slice must be used.
-pub fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
+pub(crate) fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
     bincode::DefaultOptions::new()
         .with_limit(body.len() as u64)
         .deserialize(body)

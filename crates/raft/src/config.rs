@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
     /// The openraft type configuration of a Regent cluster.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Reply,
         NodeId = u64,
@@ -21,19 +21,19 @@ openraft::declare_raft_types!(
 );
 
 /// Term and node of a leader; with openraft's `leader_id_adv` it is in every log id.
-pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+pub(crate) type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
 /// Leader and index of an entry.
-pub type LogId = openraft::LogId<LeaderId>;
+pub(crate) type LogId = openraft::LogId<LeaderId>;
 /// A vote, granted or not yet.
-pub type Vote = openraft::Vote<LeaderId>;
+pub(crate) type Vote = openraft::Vote<LeaderId>;
 /// One entry of the replicated log.
-pub type Entry = openraft::Entry<LeaderId, Payload>;
+pub(crate) type Entry = openraft::Entry<LeaderId, Payload>;
 /// What an entry carries: nothing, a proposal or a membership.
-pub type Payload = openraft::EntryPayload<Proposal, u64, Member>;
+pub(crate) type Payload = openraft::EntryPayload<Proposal, u64, Member>;
 /// A membership together with the log id that set it.
-pub type StoredMembership = openraft::StoredMembership<LeaderId, u64, Member>;
+pub(crate) type StoredMembership = openraft::StoredMembership<LeaderId, u64, Member>;
 /// What a snapshot covers: last log id and last membership.
-pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
 
 /// Largest `Proposal::body` in bytes.
 ///
@@ -45,11 +45,11 @@ pub const MAX_PROPOSAL: usize = 1024 * 1024;
 ///
 /// The body is encoded once, on the node that took the request, and stays bytes until it is applied.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proposal {
+pub(crate) struct Proposal {
     /// Cluster time in milliseconds, stamped by the leader that appended the entry.
-    pub at: u64,
+    pub(crate) at: u64,
     /// An encoded `regent_state::Request`, at most [`MAX_PROPOSAL`] bytes.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 impl fmt::Display for Proposal {
@@ -67,20 +67,20 @@ impl fmt::Debug for Proposal {
 
 /// What applying one entry gave, ready to travel back to the node that took the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// Revision of the entry: the state's base plus the log index.
-    pub revision: u64,
+    pub(crate) revision: u64,
     /// `regent_state::encode_applied` of the result; empty for entries that are not proposals.
-    pub applied: Bytes,
+    pub(crate) applied: Bytes,
 }
 
 /// Where a member of the cluster can be reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub(crate) struct Member {
     /// `host:port` of the peer transport.
-    pub peer: String,
+    pub(crate) peer: String,
     /// Base address of the public HTTP API.
-    pub http: String,
+    pub(crate) http: String,
 }
 
 impl fmt::Display for Member {
@@ -143,7 +143,7 @@ const MAX_PAYLOAD_ENTRIES: u64 = 4_096;
 ///
 /// # Errors
 /// The timing contradicts itself (heartbeat, shortest and longest timeout must grow in this order).
-pub fn raft_config(
+pub(crate) fn raft_config(
     cluster: &str,
     timing: &Timing,
     snapshots: &SnapshotPolicy,
