@@ -36,6 +36,7 @@ mod watch;
 
 pub use config::{MAX_PROPOSAL, SnapshotPolicy, Timing};
 pub use error::{CallError, ProposeError, ReadError, StartError, TransferError};
+pub use folder::FolderError;
 pub use log::{LogError, MemoryDisk};
 pub use machine::View;
 pub use node::{LeadershipView, Node, PeerService, Proposed};
