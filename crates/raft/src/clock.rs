@@ -40,16 +40,16 @@ pub(crate) struct Reading {
 pub(crate) struct ClusterClock {
     /// Monotonic time of the last reading.
     at: Duration,
-    /// Cluster time then, in microseconds so that slewing by 1 % does not round away between readings.
+    /// Cluster time then, in microseconds so that slewing by 1 % does not round away between readings; 0
+    /// as long as there is none.
     micros: u64,
 }
 
 impl ClusterClock {
-    /// Continues from `state_now` (milliseconds). A state that has no time yet (0) begins at the wall
-    /// clock: there is nothing whose deadline a wrong clock could fire.
-    pub(crate) fn new(state_now: u64, instants: Instants) -> Self {
-        let start = if state_now == 0 { instants.wall_ms } else { state_now };
-        Self { at: instants.monotonic, micros: start.saturating_mul(1_000) }
+    /// Continues from `state_now` (milliseconds) at the monotonic time `at`. A state that has no time yet
+    /// (0) gets the wall clock of its first leader: there is nothing whose deadline it could fire.
+    pub(crate) fn new(state_now: u64, at: Duration) -> Self {
+        Self { at, micros: state_now.saturating_mul(1_000) }
     }
 
     /// Another node's clock was seen at `ms`: an applied entry, or what the leader says of itself.
@@ -61,13 +61,18 @@ impl ClusterClock {
     /// towards its own wall clock.
     pub(crate) fn follow(&mut self, instants: Instants) -> u64 {
         let elapsed = self.elapsed(instants);
-        self.micros = self.micros.saturating_add(elapsed);
+        if self.micros != 0 {
+            self.micros = self.micros.saturating_add(elapsed);
+        }
         self.micros / 1_000
     }
 
     /// Advances by the time that passed and slews towards the wall clock; for the leader.
     pub(crate) fn read(&mut self, instants: Instants) -> Reading {
         let elapsed = self.elapsed(instants);
+        if self.micros == 0 {
+            self.micros = instants.wall_ms.saturating_mul(1_000);
+        }
         let natural = self.micros.saturating_add(elapsed);
         let budget = elapsed / 100 * SLEW_PERCENT + elapsed % 100 * SLEW_PERCENT / 100;
         let wall = instants.wall_ms.saturating_mul(1_000);
@@ -102,13 +107,14 @@ mod tests {
 
     #[test]
     fn a_new_cluster_begins_at_the_wall_clock() {
-        let mut clock = ClusterClock::new(0, at(5, DAY));
+        let mut clock = ClusterClock::new(0, Duration::from_millis(5));
+        assert_eq!(clock.follow(at(5, DAY)), 0, "only a leader begins");
         assert_eq!(clock.read(at(5, DAY)), Reading { now_ms: DAY, offset_ms: 0, alarm: false });
     }
 
     #[test]
     fn it_continues_from_the_state_and_slews_up_by_one_percent() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY + 5_000));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let reading = clock.read(at(100_000, DAY + 105_000));
         assert_eq!(reading.now_ms, DAY + 101_000);
         assert!(!reading.alarm);
@@ -116,7 +122,7 @@ mod tests {
 
     #[test]
     fn small_steps_slew_as_much_as_a_large_one() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY + 5_000));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let mut now = 0;
         for ms in 1..=100_000 {
             now = clock.read(at(ms, DAY + 5_000 + ms)).now_ms;
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn it_slows_down_but_never_goes_back_when_the_wall_clock_is_behind() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let mut last = 0;
         for ms in 0..5_000 {
             let now = clock.read(at(ms, 1)).now_ms;
@@ -139,7 +145,7 @@ mod tests {
     /// A wall clock an hour ahead on a new leader must not fire every deadline at once.
     #[test]
     fn an_hour_ahead_raises_the_alarm_and_moves_nothing() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY + 3_600_000));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let reading = clock.read(at(1_000, DAY + 3_601_000));
         assert_eq!(reading.now_ms, DAY + 1_010);
         assert!(reading.alarm);
@@ -147,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_others_stamped_is_never_undercut() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         clock.observe(DAY + 700);
         assert_eq!(clock.read(at(10, DAY + 10)).now_ms, DAY + 709);
         clock.observe(DAY);
@@ -156,13 +162,13 @@ mod tests {
 
     #[test]
     fn a_follower_ignores_its_wall_clock() {
-        let mut clock = ClusterClock::new(DAY, at(0, DAY));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         assert_eq!(clock.follow(at(1_000, DAY + 3_600_000)), DAY + 1_000);
     }
 
     #[test]
     fn a_monotonic_clock_read_out_of_order_changes_nothing() {
-        let mut clock = ClusterClock::new(DAY, at(50, DAY));
+        let mut clock = ClusterClock::new(DAY, Duration::from_millis(50));
         let first = clock.read(at(60, DAY + 10)).now_ms;
         assert_eq!(clock.read(at(55, DAY + 5)).now_ms, first);
     }

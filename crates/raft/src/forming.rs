@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::Member;
 use crate::identity::{Identity, IdentityReply, Refusal, Settled, Settlement, new_cluster_id};
 use crate::node::Shared;
+use crate::transport::channel::Link;
 use crate::transport::connection::LinkError;
 use crate::transport::handshake::dial;
 use crate::transport::wire::{Purpose, Request, Response};
@@ -21,6 +22,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// How long one member may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the first election waits for connections.
+const LINKS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Returns once this node's identity is settled and stored, or with the reason why it never will be.
 pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
@@ -96,6 +100,19 @@ pub(crate) async fn announce(shared: &Arc<Shared>, settlement: &Settlement) {
         _ = join_all(announced) => {}
         () = shared.stop.cancelled() => {}
     }
+}
+
+/// Waits a moment until the others can be asked for their votes: the first election then needs no second
+/// attempt. Only a courtesy, so it ends by itself.
+pub(crate) async fn wait_for_links(shared: &Arc<Shared>) {
+    let others = shared.members.keys().filter_map(|id| shared.peers.get(*id));
+    let links = others.map(|peer| {
+        let mut link = peer.control.link();
+        async move {
+            let _ = link.wait_for(|link| *link == Link::Up).await;
+        }
+    });
+    let _ = timeout(LINKS_WITHIN, join_all(links)).await;
 }
 
 async fn ask(identity: &Identity, to: NodeId, addr: &str) -> Result<IdentityReply, LinkError> {

@@ -18,6 +18,7 @@ use regent_types::{ClusterId, NodeId, Revision};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::{ClusterClock, Instants};
 use crate::config::{Member, Timing};
@@ -209,6 +210,8 @@ pub(crate) struct Shared {
     /// What the first start waits for.
     pub(crate) waiting: Mutex<String>,
     pub(crate) stop: CancellationToken,
+    /// The tasks that hold the port, the store or openraft; a stopped node waits for them.
+    pub(crate) tasks: TaskTracker,
 }
 
 impl Shared {
@@ -390,6 +393,9 @@ impl Shared {
             tracing::warn!(node = %self.node, %error, "openraft did not end well");
         }
         self.stop.cancel();
+        // The port is free again when this is over.
+        self.tasks.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await;
         let log = lock(&self.log).take();
         if let Some(log) = log {
             // Resolves once the queue is done and the store is closed.

@@ -10,8 +10,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::clock::{ClusterClock, Instants};
+use crate::clock::ClusterClock;
 use crate::config::{Member, raft_config};
 use crate::error::StartError;
 use crate::forming;
@@ -68,7 +69,7 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
         leadership: watch::Sender::new(LeadershipView::default()),
         halt: watch::Sender::new(None),
         quorum_lost: Mutex::new(None),
-        clock: Mutex::new(ClusterClock::new(applied, Instants { monotonic: Duration::ZERO, wall_ms: 0 })),
+        clock: Mutex::new(ClusterClock::new(applied, Duration::ZERO)),
         started: Instant::now(),
         proposals,
         reads,
@@ -77,18 +78,20 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
         clock_offset_ms: 0.into(),
         waiting: Mutex::new("the other members".to_owned()),
         stop: stop.clone(),
+        tasks: TaskTracker::new(),
     });
 
-    tokio::spawn(listener::run(listener, shared.identity.clone(), shared.clone(), stop));
-    tokio::spawn(propose::run(shared.clone(), proposal_ends));
-    tokio::spawn(read::run(shared.clone(), read_end));
-    tokio::spawn(watching::watch_quorum(shared.clone()));
-    tokio::spawn(watching::watch_store(shared.clone(), log.failed()));
+    let tasks = shared.tasks.clone();
+    tasks.spawn(listener::run(listener, shared.identity.clone(), shared.clone(), tasks.clone(), stop));
+    tasks.spawn(propose::run(shared.clone(), proposal_ends));
+    tasks.spawn(read::run(shared.clone(), read_end));
+    tasks.spawn(watching::watch_quorum(shared.clone()));
+    tasks.spawn(watching::watch_store(shared.clone(), log.failed()));
     for id in shared.members.keys().copied().filter(|id| *id != shared.node) {
-        tokio::spawn(watching::exchange_reports(shared.clone(), id));
+        tasks.spawn(watching::exchange_reports(shared.clone(), id));
     }
     let snapshots = options.snapshots;
-    tokio::spawn({
+    tasks.spawn({
         let shared = shared.clone();
         async move {
             let run = boot(&shared, log, machine, &snapshots);
@@ -181,7 +184,7 @@ async fn boot(
     let raft = Raft::new(shared.node.0, Arc::new(config), factory, log, machine)
         .await
         .map_err(|error| error.to_string())?;
-    tokio::spawn(watching::follow_raft(shared.clone(), raft.clone()));
+    shared.tasks.spawn(watching::follow_raft(shared.clone(), raft.clone()));
     if shared.raft.set(raft.clone()).is_err() {
         unreachable!("a node boots once");
     }
@@ -189,6 +192,7 @@ async fn boot(
     let initialized = raft.is_initialized().await.map_err(|error| error.to_string())?;
     if shared.identity.is_founder() && !initialized {
         forming::announce(shared, &settlement).await;
+        forming::wait_for_links(shared).await;
         initialize(&raft, &settlement).await?;
     }
     Ok(())

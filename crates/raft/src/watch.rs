@@ -108,11 +108,7 @@ pub(crate) async fn watch_quorum(shared: Arc<Shared>) {
             _ = tick.tick() => {}
             () = shared.stop.cancelled() => return,
         }
-        let voters = shared.voters();
-        let reachable = voters.iter().filter(|id| shared.peers.is_reachable(**id)).count();
-        #[allow(clippy::cast_precision_loss)]
-        metrics::gauge!("regent_raft_reachable_voters").set(reachable as f64);
-        let lost = reachable < voters.len() / 2 + 1 || shared.leader_misses_quorum();
+        let lost = shared.misses_quorum();
         let mut since = lock(&shared.quorum_lost);
         *since = match (*since, lost) {
             (_, false) => None,
@@ -191,9 +187,19 @@ impl Shared {
         metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > self.timing.election_max)
     }
 
-    /// Whether a quorum is out of reach for longer than an election would take to notice.
+    /// Whether a quorum is out of reach at this moment.
+    fn misses_quorum(&self) -> bool {
+        let voters = self.voters();
+        let reachable = voters.iter().filter(|id| self.peers.is_reachable(**id)).count();
+        #[allow(clippy::cast_precision_loss)] // a handful
+        metrics::gauge!("regent_raft_reachable_voters").set(reachable as f64);
+        reachable < voters.len() / 2 + 1 || self.leader_misses_quorum()
+    }
+
+    /// Whether a quorum is out of reach, and has been for longer than an election takes to begin.
     pub(crate) fn quorum_is_lost(&self) -> bool {
-        lock(&self.quorum_lost).is_some_and(|since| since.elapsed() > self.timing.election_max)
+        let since = *lock(&self.quorum_lost);
+        since.is_some_and(|since| since.elapsed() > self.timing.election_max) && self.misses_quorum()
     }
 
     /// What this node tells the others.

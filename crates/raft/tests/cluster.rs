@@ -218,6 +218,7 @@ async fn an_idle_cluster_appends_nothing() -> Test {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leadership_can_be_handed_over() -> Test {
     let cluster = Cluster::start().await;
+    cluster.connected().await;
     let leader = cluster.leader().await;
     let to = cluster.follower().await;
     cluster.nodes[&leader].transfer(Some(NodeId(to)), soon()).await?;

@@ -34,10 +34,8 @@ async fn a_wiped_node_is_refused_and_told_the_way_back() -> Test {
 async fn a_data_folder_keeps_its_node_id() -> Test {
     let mut cluster = Cluster::start().await;
     cluster.stop_node(3).await;
-    let options = cluster.options(3);
-    let mut renamed = cluster.options(2);
-    renamed.storage = options.storage;
-    renamed.listen = options.listen;
+    let mut renamed = cluster.options(3);
+    renamed.node = NodeId(2);
     let error = start(renamed).await.unwrap_err();
     assert!(matches!(error, StartError::NodeIdChanged { found: NodeId(3), given: NodeId(2), .. }), "{error}");
     Ok(())
@@ -106,7 +104,7 @@ async fn another_secret_is_refused() -> Test {
 async fn garbage_on_the_peer_port_disturbs_nobody() -> Test {
     let cluster = Cluster::start().await;
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 2, 1, 255], &[0, 0, 0, 1, 9], &[255; 64], &[]] {
-        let mut stream = TcpStream::connect(cluster.options(2).listen).await?;
+        let mut stream = TcpStream::connect(&cluster.members[&NodeId(2)]).await?;
         stream.write_all(garbage).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();

@@ -154,6 +154,10 @@ impl Task {
                     }
                 }
                 Err(error) => {
+                    if let LinkError::Refused(Refusal::NotSettled) = error {
+                        // It is there and about to start: ask again soon.
+                        backoff = BACKOFF_MIN;
+                    }
                     let text = error.to_string();
                     // The same error again is not news.
                     if text != last_error {

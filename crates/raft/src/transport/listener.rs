@@ -11,6 +11,7 @@ use regent_types::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::channel::write_frames;
 use super::connection::{Connection, LinkError};
@@ -47,6 +48,7 @@ pub(crate) async fn run(
     listener: TcpListener,
     identity: Arc<Identity>,
     host: Arc<impl Host>,
+    tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -70,7 +72,7 @@ pub(crate) async fn run(
         };
         let (identity, host, refused) = (identity.clone(), host.clone(), refused.clone());
         let stop = stop.clone();
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let served = serve(stream, &identity, host);
             let error = tokio::select! {
                 error = served => error,

@@ -65,13 +65,17 @@ pub struct Cluster {
     pub disks: BTreeMap<u64, MemoryDisk>,
     pub snapshots: SnapshotPolicy,
     folders: TempDir,
-    behind: BTreeMap<u64, SocketAddr>,
+    /// Where each running node really listens.
+    behind: watch::Sender<BTreeMap<u64, SocketAddr>>,
     cut: watch::Sender<BTreeSet<u64>>,
 }
 
 impl Cluster {
     /// Addresses, proxies and empty disks for three nodes; none runs yet.
     pub async fn plan() -> Self {
+        // RUST_LOG=debug shows what the nodes say.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let (cut, _) = watch::channel(BTreeSet::new());
         let mut cluster = Self {
             nodes: BTreeMap::new(),
@@ -79,17 +83,14 @@ impl Cluster {
             disks: BTreeMap::new(),
             snapshots: SnapshotPolicy::default(),
             folders: tempfile::tempdir().unwrap(),
-            behind: BTreeMap::new(),
+            behind: watch::Sender::default(),
             cut,
         };
         for id in 1..=3 {
-            // Reserves a port: bound now, released when the node binds it itself.
-            let behind = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
             cluster.members.insert(NodeId(id), front.local_addr().unwrap().to_string());
-            cluster.behind.insert(id, behind);
             cluster.disks.insert(id, MemoryDisk::default());
-            tokio::spawn(proxy(front, id, behind, cluster.cut.subscribe()));
+            tokio::spawn(proxy(front, id, cluster.behind.subscribe(), cluster.cut.subscribe()));
         }
         cluster
     }
@@ -123,20 +124,26 @@ impl Cluster {
         cluster
     }
 
+    /// Options for node `id` on a port of its own, which the proxy is told.
     pub fn options(&self, id: u64) -> Options {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        self.behind.send_modify(|behind| {
+            behind.insert(id, address);
+        });
         let data = self.folders.path().join(id.to_string());
         std::fs::create_dir_all(&data).unwrap();
         Options {
             node: NodeId(id),
             data,
-            listen: self.behind[&id],
+            listen: address,
             advertise_peer: self.members[&NodeId(id)].clone(),
             advertise_http: format!("http://node-{id}"),
             members: self.members.clone(),
             secret: ClusterSecret::new(SECRET).unwrap(),
             timing: Timing::default(),
             snapshots: self.snapshots.clone(),
-            listener: None,
+            listener: Some(listener),
             storage: Storage::Memory(self.disks[&id].clone()),
         }
     }
@@ -172,6 +179,15 @@ impl Cluster {
             self.nodes.iter().find(|(id, n)| !cut.contains(id) && n.leadership().borrow().mine.is_some()).map(|(id, _)| *id)
         })
         .await
+    }
+
+    /// Waits until every running node reaches every other.
+    pub async fn connected(&self) {
+        until("all nodes reach each other", || {
+            let reaches_all = |node: &Node| node.status().members.iter().all(|member| member.reachable);
+            self.nodes.values().all(reaches_all).then_some(())
+        })
+        .await;
     }
 
     pub async fn follower(&self) -> u64 {
@@ -225,9 +241,17 @@ pub async fn failure(node: &Node) -> String {
     timeout(PATIENCE, node.failed()).await.expect("the node should have failed")
 }
 
-async fn proxy(front: TcpListener, to: u64, behind: SocketAddr, cut: watch::Receiver<BTreeSet<u64>>) {
+async fn proxy(
+    front: TcpListener,
+    to: u64,
+    behind: watch::Receiver<BTreeMap<u64, SocketAddr>>,
+    cut: watch::Receiver<BTreeSet<u64>>,
+) {
     while let Ok((client, _)) = front.accept().await {
-        tokio::spawn(relay(client, to, behind, cut.clone()));
+        let behind = behind.borrow().get(&to).copied();
+        if let Some(behind) = behind {
+            tokio::spawn(relay(client, to, behind, cut.clone()));
+        }
     }
 }
 
