@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use harness::world::World;
 use proptest::prelude::*;
-use regent_state::record::{Command, CommandState};
-use regent_types::{CommandId, Epoch, LeaseName, Token};
+use regent_state::record::{Command, CommandState, Usage};
+use regent_types::{AgentId, CommandId, Epoch, LeaseName, Token};
 
 /// Three numbers, from which a step is made that has a fair chance to do something in the present state.
 type Choice = (u8, u8, u8);
@@ -184,6 +184,7 @@ struct Before {
     steps: BTreeMap<CommandId, (u32, u8)>,
     leases: BTreeMap<LeaseName, Token>,
     epochs: BTreeMap<(String, String), Epoch>,
+    allocated: BTreeMap<AgentId, Usage>,
 }
 
 /// How far a command is within its run.
@@ -253,16 +254,15 @@ impl Before {
         }
         for agent in state.agents().values() {
             let (used, capacity) = (agent.allocated, agent.capacity);
-            let over = capacity
-                .max_sessions
-                .is_some_and(|max| used.sessions > max.max(3))
-                || capacity.memory.is_some_and(|max| used.memory > max);
-            assert!(
-                !over,
-                "agent {} is oversubscribed: {used:?} of {capacity:?}",
-                agent.id
-            );
+            let was = self.allocated.insert(agent.id.clone(), used).unwrap_or_default();
+            // What was placed stays when the capacity shrinks; but then nothing comes on top.
+            let over = (used.sessions > was.sessions
+                && capacity.max_sessions.is_some_and(|max| used.sessions > max))
+                || (used.memory > was.memory && capacity.memory.is_some_and(|max| used.memory > max));
+            assert!(!over, "agent {} is oversubscribed: {used:?} of {capacity:?}", agent.id);
         }
+        let gone = |id: &AgentId| state.agent(id).is_none();
+        self.allocated.retain(|id, _| !gone(id));
     }
 }
 
