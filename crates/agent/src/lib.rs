@@ -10,6 +10,7 @@
 
 pub mod action;
 mod connection;
+mod ended;
 pub mod executor;
 pub mod fence;
 pub mod files;

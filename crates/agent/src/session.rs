@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::action::Line;
+pub use crate::ended::ENDED_KEPT;
+use crate::ended::EndedSessions;
 use crate::journal::{Outcome, RunKey};
 use crate::runtime::{Exit, Generation, Observed, ObservedState, SessionRef};
 
@@ -38,8 +40,6 @@ pub const MAX_QUEUED: usize = 256;
 /// So many outcomes are remembered for redeliveries. A redelivery of one that is forgotten is done again,
 /// which for a session converges.
 pub const MAX_REMEMBERED: usize = 4096;
-/// So many exits are kept for the next connection; its `hello` says the same from what is there.
-const MAX_UNREPORTED: usize = 4096;
 /// How long a node may take to answer `hello`: its own deadline for a write.
 const WELCOME_WITHIN: Millis = 10_000;
 /// After so many tenths of a heartbeat interval without any traffic the node is gone: two of the pings
@@ -49,10 +49,6 @@ const SILENCE_TENTHS: u64 = 25;
 const MIN_SILENCE: Millis = 2_000;
 /// Heartbeats are at least this far apart, whatever a node says.
 const MIN_HEARTBEAT: Millis = 100;
-/// What is left of a session that ended by itself is removed this long after it was reported, if the
-/// control plane has not asked for it: long enough to look at its log.
-pub const ENDED_KEPT: Millis = 3_600_000;
-
 /// The dedupe key of a command.
 pub fn key_of(command: &CommandFrame) -> RunKey {
     RunKey {
@@ -152,15 +148,6 @@ enum Phase {
     Done(Outcome),
 }
 
-/// A session that ended by itself and whose remains are still here.
-#[derive(Debug)]
-struct Ended {
-    generation: Generation,
-    exit: Exit,
-    /// When it was told over the connection that stands.
-    reported: Option<Millis>,
-}
-
 /// The state machine.
 #[derive(Debug)]
 pub struct ControlSession {
@@ -178,7 +165,7 @@ pub struct ControlSession {
     working: BTreeMap<RunKey, Line>,
     /// What runs or sleeps here, and which generation of it.
     live: BTreeMap<SessionName, Generation>,
-    ended: BTreeMap<SessionName, Ended>,
+    ended: EndedSessions,
     effects: VecDeque<Effect>,
 }
 
@@ -197,7 +184,7 @@ impl ControlSession {
             queue: VecDeque::new(),
             working: BTreeMap::new(),
             live: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            ended: EndedSessions::default(),
             effects: VecDeque::new(),
         };
         for (key, outcome) in known.outcomes {
@@ -224,13 +211,10 @@ impl ControlSession {
         for one in found {
             if let ObservedState::Exited(exit) = one.state {
                 self.note_exit(&one.session, one.generation, exit);
-                if let Some(ended) = self.ended.get_mut(&one.session) {
-                    // `hello` tells it.
-                    ended.reported = Some(now);
-                }
+                self.ended.told(&one.session, now);
             } else {
                 self.live.insert(one.session.clone(), one.generation);
-                self.ended.remove(&one.session);
+                self.ended.forget(&one.session);
             }
             sessions.push(running_session(one));
         }
@@ -250,9 +234,7 @@ impl ControlSession {
         for command in self.queue.drain(..) {
             self.runs.remove(&key_of(&command));
         }
-        for ended in self.ended.values_mut() {
-            ended.reported = None;
-        }
+        self.ended.connection_lost();
     }
 
     /// Anything came over the connection, be it a pong.
@@ -291,16 +273,13 @@ impl ControlSession {
             match command.action.as_str() {
                 "stop_session" => {
                     self.live.remove(&session);
-                    self.ended.remove(&session);
+                    self.ended.forget(&session);
                 }
                 // A start that was answered by what is there may be of a program that ended since.
                 "start_session" | "wake_session" | "hibernate_session"
-                    if self
-                        .ended
-                        .get(&session)
-                        .is_none_or(|ended| ended.generation < generation) =>
+                    if !self.ended.covers(&session, generation) =>
                 {
-                    self.ended.remove(&session);
+                    self.ended.forget(&session);
                     self.live.insert(session, generation);
                 }
                 _ => {}
@@ -488,54 +467,31 @@ impl ControlSession {
         if self.live.get(session).is_some_and(|&live| live <= generation) {
             self.live.remove(session);
         }
-        match self.ended.get(session) {
-            Some(ended) if ended.generation >= generation => {}
-            None if self.ended.len() >= MAX_UNREPORTED => {
-                tracing::warn!(%session, "too many ended sessions to keep in mind; the next hello tells");
-            }
-            Some(_) | None => {
-                let ended = Ended {
-                    generation,
-                    exit,
-                    reported: None,
-                };
-                self.ended.insert(session.clone(), ended);
-            }
-        }
+        self.ended.note(session, generation, exit);
     }
 
     fn report_exits(&mut self, now: Millis) {
-        for (session, ended) in &mut self.ended {
-            if ended.reported.is_some() {
-                continue;
-            }
-            ended.reported = Some(now);
-            self.effects
-                .push_back(Effect::Send(Box::new(AgentFrame::Status(StatusFrame {
-                    session_id: session.clone(),
-                    state: state_after(ended.exit).as_str().to_owned(),
-                    reason: ended.exit.to_string(),
-                    generation: Some(ended.generation),
-                    url: None,
-                    metadata: Value::Null,
-                }))));
+        for (session_id, generation, exit) in self.ended.tell(now) {
+            self.send(AgentFrame::Status(StatusFrame {
+                session_id,
+                state: state_after(exit).as_str().to_owned(),
+                reason: exit.to_string(),
+                generation: Some(generation),
+                url: None,
+                metadata: Value::Null,
+            }));
         }
     }
 
     fn remove_ended(&mut self, now: Millis) {
-        let token = self.highest;
-        let effects = &mut self.effects;
-        self.ended.retain(|session, ended| {
-            let keep = ended.reported.is_none_or(|at| now < at + ENDED_KEPT);
-            if !keep {
-                effects.push_back(Effect::Remove(SessionRef {
-                    session: session.clone(),
-                    generation: ended.generation,
-                    token,
-                }));
-            }
-            keep
-        });
+        for (session, generation) in self.ended.take_due(now) {
+            let token = self.highest;
+            self.effects.push_back(Effect::Remove(SessionRef {
+                session,
+                generation,
+                token,
+            }));
+        }
     }
 
     fn heartbeat(&mut self) {
