@@ -49,7 +49,10 @@ impl ClusterClock {
     /// Continues from `state_now` (milliseconds) at the monotonic time `at`. A state that has no time yet
     /// (0) gets the wall clock of its first leader: there is nothing whose deadline it could fire.
     pub(crate) fn new(state_now: u64, at: Duration) -> Self {
-        Self { at, micros: state_now.saturating_mul(1_000) }
+        Self {
+            at,
+            micros: state_now.saturating_mul(1_000),
+        }
     }
 
     /// Another node's clock was seen at `ms`: an applied entry, or what the leader says of itself.
@@ -84,7 +87,11 @@ impl ClusterClock {
         };
         let now_ms = self.micros / 1_000;
         let offset_ms = i64::try_from(i128::from(instants.wall_ms) - i128::from(now_ms)).unwrap_or(i64::MAX);
-        Reading { now_ms, offset_ms, alarm: offset_ms.unsigned_abs() > ALARM_OFFSET_MS }
+        Reading {
+            now_ms,
+            offset_ms,
+            alarm: offset_ms.unsigned_abs() > ALARM_OFFSET_MS,
+        }
     }
 
     /// Microseconds since the last reading.
@@ -102,14 +109,24 @@ mod tests {
     const DAY: u64 = 86_400_000;
 
     fn at(monotonic_ms: u64, wall_ms: u64) -> Instants {
-        Instants { monotonic: Duration::from_millis(monotonic_ms), wall_ms }
+        Instants {
+            monotonic: Duration::from_millis(monotonic_ms),
+            wall_ms,
+        }
     }
 
     #[test]
     fn a_new_cluster_begins_at_the_wall_clock() {
         let mut clock = ClusterClock::new(0, Duration::from_millis(5));
         assert_eq!(clock.follow(at(5, DAY)), 0, "only a leader begins");
-        assert_eq!(clock.read(at(5, DAY)), Reading { now_ms: DAY, offset_ms: 0, alarm: false });
+        assert_eq!(
+            clock.read(at(5, DAY)),
+            Reading {
+                now_ms: DAY,
+                offset_ms: 0,
+                alarm: false
+            }
+        );
     }
 
     #[test]

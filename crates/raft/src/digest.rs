@@ -37,7 +37,9 @@ pub(crate) fn compare(reports: &BTreeMap<NodeId, Vec<Checkpoint>>, members: usiz
     let mut at: BTreeMap<(u64, u32), BTreeMap<NodeId, u64>> = BTreeMap::new();
     for (&node, checkpoints) in reports {
         for checkpoint in checkpoints {
-            at.entry((checkpoint.index, checkpoint.level)).or_default().insert(node, checkpoint.digest);
+            at.entry((checkpoint.index, checkpoint.level))
+                .or_default()
+                .insert(node, checkpoint.digest);
         }
     }
     let majority = members / 2 + 1;
@@ -65,26 +67,45 @@ mod tests {
 
     fn reports(digests: &[(u64, &[(u64, u64)])]) -> BTreeMap<NodeId, Vec<Checkpoint>> {
         let checkpoints = |list: &[(u64, u64)]| {
-            list.iter().map(|&(index, digest)| Checkpoint { index, level: 1, digest }).collect()
+            list.iter()
+                .map(|&(index, digest)| Checkpoint {
+                    index,
+                    level: 1,
+                    digest,
+                })
+                .collect()
         };
-        digests.iter().map(|&(node, list)| (NodeId(node), checkpoints(list))).collect()
+        digests
+            .iter()
+            .map(|&(node, list)| (NodeId(node), checkpoints(list)))
+            .collect()
     }
 
     #[test]
     fn equal_digests_and_disjoint_checkpoints_agree() {
-        assert_eq!(compare(&reports(&[(1, &[(64, 7)]), (2, &[(64, 7)]), (3, &[(128, 9)])]), 3), Verdict::Agree);
+        assert_eq!(
+            compare(&reports(&[(1, &[(64, 7)]), (2, &[(64, 7)]), (3, &[(128, 9)])]), 3),
+            Verdict::Agree
+        );
     }
 
     #[test]
     fn the_odd_one_out_is_named() {
-        let reports = reports(&[(1, &[(64, 7), (128, 8)]), (2, &[(64, 7), (128, 9)]), (3, &[(128, 9)])]);
+        let reports = reports(&[
+            (1, &[(64, 7), (128, 8)]),
+            (2, &[(64, 7), (128, 9)]),
+            (3, &[(128, 9)]),
+        ]);
         assert_eq!(compare(&reports, 3), Verdict::Diverged(NodeId(1), 128));
     }
 
     /// Two of three that differ may not stop each other: the third decides when it is back.
     #[test]
     fn without_a_majority_nobody_is_blamed() {
-        assert_eq!(compare(&reports(&[(1, &[(64, 7)]), (2, &[(64, 8)])]), 3), Verdict::Split(64));
+        assert_eq!(
+            compare(&reports(&[(1, &[(64, 7)]), (2, &[(64, 8)])]), 3),
+            Verdict::Split(64)
+        );
     }
 
     #[test]

@@ -31,23 +31,41 @@ pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
     let identity = &shared.identity;
     let mut told = String::new();
     while identity.settlement().is_none() {
-        let others: Vec<(NodeId, String)> =
-            shared.members.iter().filter(|(id, _)| **id != shared.node).map(|(id, a)| (*id, a.clone())).collect();
+        let others: Vec<(NodeId, String)> = shared
+            .members
+            .iter()
+            .filter(|(id, _)| **id != shared.node)
+            .map(|(id, a)| (*id, a.clone()))
+            .collect();
         let answers = join_all(others.iter().map(|(id, addr)| ask(identity, *id, addr))).await;
 
         let mut empty = BTreeMap::new();
         let mut waiting = Vec::new();
         for ((id, addr), answer) in others.iter().zip(answers) {
             match answer {
-                Ok(reply) => match reply.settlement {
+                Ok(IdentityReply {
+                    settlement: Some(settlement),
+                    ..
+                }) => {
                     // The founder's message was lost on the way here.
-                    Some(settlement) => shared.store_settlement(settlement).await?,
-                    None => {
-                        let member = Member { peer: addr.clone(), ..reply.member };
-                        empty.insert(id.0, Settled { incarnation: reply.incarnation, member });
-                    }
-                },
-                Err(LinkError::Refused(refusal)) if refusal.is_final_for(shared.node) => return Err(refusal.to_string()),
+                    shared.store_settlement(settlement).await?;
+                }
+                Ok(reply) => {
+                    let member = Member {
+                        peer: addr.clone(),
+                        ..reply.member
+                    };
+                    empty.insert(
+                        id.0,
+                        Settled {
+                            incarnation: reply.incarnation,
+                            member,
+                        },
+                    );
+                }
+                Err(LinkError::Refused(refusal)) if refusal.is_final_for(shared.node) => {
+                    return Err(refusal.to_string());
+                }
                 Err(error) => waiting.push(format!("node {id} at {addr}: {error}")),
             }
         }
@@ -55,9 +73,15 @@ pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
             break;
         }
         if waiting.is_empty() && identity.is_founder() {
-            let me = Settled { incarnation: identity.incarnation(), member: shared.member() };
+            let me = Settled {
+                incarnation: identity.incarnation(),
+                member: shared.member(),
+            };
             empty.insert(shared.node.0, me);
-            let settlement = Settlement { cluster: new_cluster_id(), members: empty };
+            let settlement = Settlement {
+                cluster: new_cluster_id(),
+                members: empty,
+            };
             shared.store_settlement(settlement).await?;
             break;
         }
@@ -82,20 +106,28 @@ pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
 
 /// The founder's second half: everybody has stored the settlement when this returns.
 pub(crate) async fn announce(shared: &Arc<Shared>, settlement: &Settlement) {
-    let announced = settlement.members.iter().filter(|(id, _)| **id != shared.node.0).map(|(&id, settled)| {
-        let addr = shared.members.get(&NodeId(id)).unwrap_or(&settled.member.peer).clone();
-        async move {
-            loop {
-                let request = Request::Settle(settlement.clone());
-                match exchange(&shared.identity, NodeId(id), &addr, request).await {
-                    Ok(Response::Done) => return,
-                    Ok(other) => tracing::warn!(peer = id, ?other, "the settlement was not taken"),
-                    Err(error) => tracing::debug!(peer = id, %error, "the settlement was not delivered"),
+    let announced = settlement
+        .members
+        .iter()
+        .filter(|(id, _)| **id != shared.node.0)
+        .map(|(&id, settled)| {
+            let addr = shared
+                .members
+                .get(&NodeId(id))
+                .unwrap_or(&settled.member.peer)
+                .clone();
+            async move {
+                loop {
+                    let request = Request::Settle(settlement.clone());
+                    match exchange(&shared.identity, NodeId(id), &addr, request).await {
+                        Ok(Response::Done) => return,
+                        Ok(other) => tracing::warn!(peer = id, ?other, "the settlement was not taken"),
+                        Err(error) => tracing::debug!(peer = id, %error, "the settlement was not delivered"),
+                    }
+                    sleep(ASK_EVERY).await;
                 }
-                sleep(ASK_EVERY).await;
             }
-        }
-    });
+        });
     tokio::select! {
         _ = join_all(announced) => {}
         () = shared.stop.cancelled() => {}
@@ -122,12 +154,19 @@ async fn ask(identity: &Identity, to: NodeId, addr: &str) -> Result<IdentityRepl
     }
 }
 
-async fn exchange(identity: &Identity, to: NodeId, addr: &str, request: Request) -> Result<Response, LinkError> {
+async fn exchange(
+    identity: &Identity,
+    to: NodeId,
+    addr: &str,
+    request: Request,
+) -> Result<Response, LinkError> {
     let mut link = dial(identity, to, addr, Purpose::Identity).await?;
     let talk = async {
         link.send(&(1_u64, request)).await?;
         let (_, response): (u64, Response) = link.receive().await?;
         Ok(response)
     };
-    timeout(ANSWER_WITHIN, talk).await.map_err(|_| LinkError::Silent)?
+    timeout(ANSWER_WITHIN, talk)
+        .await
+        .map_err(|_| LinkError::Silent)?
 }

@@ -115,8 +115,15 @@ pub(crate) enum Refusal {
     Secret,
     #[error("asked for node {wanted}, but node {found} answers at this address")]
     WrongNode { wanted: NodeId, found: NodeId },
-    #[error("node {here} was started with the members {ours}, node {there} with {theirs}: start both with the same list")]
-    Members { here: NodeId, ours: String, there: NodeId, theirs: String },
+    #[error(
+        "node {here} was started with the members {ours}, node {there} with {theirs}: start both with the same list"
+    )]
+    Members {
+        here: NodeId,
+        ours: String,
+        there: NodeId,
+        theirs: String,
+    },
     #[error("cluster {theirs} there, {ours} here")]
     Cluster { theirs: String, ours: String },
     #[error(
@@ -124,7 +131,12 @@ pub(crate) enum Refusal {
          {given}). A node that forgot its votes may not come back under its id. Restore the folder, or start \
          this machine under a node id that was never used, with an empty folder, and add it to the cluster"
     )]
-    Forgotten { node: NodeId, cluster: String, known: Incarnation, given: Incarnation },
+    Forgotten {
+        node: NodeId,
+        cluster: String,
+        known: Incarnation,
+        given: Incarnation,
+    },
     #[error("node {node} is not a member of cluster {cluster}")]
     NotAMember { node: NodeId, cluster: String },
     #[error("the identity is not settled yet")]
@@ -170,7 +182,11 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new(record: Record, members: BTreeMap<NodeId, String>, secret: ClusterSecret) -> Self {
-        Self { record: ArcSwap::from_pointee(record), members, secret }
+        Self {
+            record: ArcSwap::from_pointee(record),
+            members,
+            secret,
+        }
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -191,7 +207,10 @@ impl Identity {
 
     pub(crate) fn cluster_id(&self) -> Option<ClusterId> {
         let record = self.record.load();
-        record.settlement.as_ref().and_then(|s| ClusterId::new(&s.cluster).ok())
+        record
+            .settlement
+            .as_ref()
+            .and_then(|s| ClusterId::new(&s.cluster).ok())
     }
 
     /// The member list as one line, the same for the same list.
@@ -226,7 +245,10 @@ impl Identity {
         if mine != Some(record.incarnation) {
             return Err(SettleError::NotMine);
         }
-        Ok(Record { settlement: Some(settlement), ..Record::clone(&record) })
+        Ok(Record {
+            settlement: Some(settlement),
+            ..Record::clone(&record)
+        })
     }
 
     /// Takes a record that is stored and synced.
@@ -248,32 +270,55 @@ impl Identity {
         let record = self.record.load();
         let (here, there) = (NodeId(record.node), NodeId(hello.from));
         if hello.to != record.node {
-            return Err(Refusal::WrongNode { wanted: NodeId(hello.to), found: here });
+            return Err(Refusal::WrongNode {
+                wanted: NodeId(hello.to),
+                found: here,
+            });
         }
         let settling = hello.purpose == Purpose::Identity;
         match (&record.settlement, &hello.cluster) {
             (Some(ours), ClusterName::Formed(theirs)) => {
                 if *theirs != ours.cluster {
-                    return Err(Refusal::Cluster { theirs: ours.cluster.clone(), ours: theirs.clone() });
+                    return Err(Refusal::Cluster {
+                        theirs: ours.cluster.clone(),
+                        ours: theirs.clone(),
+                    });
                 }
                 known(ours, there, hello.incarnation)
             }
             // One of us that missed the settlement may still fetch it; whoever lost its data may not.
             (Some(ours), ClusterName::Forming(_)) => {
                 known(ours, there, hello.incarnation)?;
-                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+                if settling {
+                    Ok(())
+                } else {
+                    Err(Refusal::NotSettled)
+                }
             }
             // The founder sends the settlement again.
             (None, ClusterName::Formed(_)) => {
-                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+                if settling {
+                    Ok(())
+                } else {
+                    Err(Refusal::NotSettled)
+                }
             }
             (None, ClusterName::Forming(theirs)) => {
                 let ours = self.members_text();
                 if *theirs != hash(&ours) {
                     let theirs = their_members.to_owned();
-                    return Err(Refusal::Members { here, ours, there, theirs });
+                    return Err(Refusal::Members {
+                        here,
+                        ours,
+                        there,
+                        theirs,
+                    });
                 }
-                if settling { Ok(()) } else { Err(Refusal::NotSettled) }
+                if settling {
+                    Ok(())
+                } else {
+                    Err(Refusal::NotSettled)
+                }
             }
         }
     }
@@ -284,7 +329,12 @@ fn known(settlement: &Settlement, node: NodeId, given: Incarnation) -> Result<()
     match settlement.members.get(&node.0) {
         None => Err(Refusal::NotAMember { node, cluster }),
         Some(settled) if settled.incarnation == given => Ok(()),
-        Some(settled) => Err(Refusal::Forgotten { node, cluster, known: settled.incarnation, given }),
+        Some(settled) => Err(Refusal::Forgotten {
+            node,
+            cluster,
+            known: settled.incarnation,
+            given,
+        }),
     }
 }
 
@@ -301,4 +351,142 @@ fn hash(text: &str) -> [u8; 32] {
 /// A new cluster id: 16 random hexadecimal digits.
 pub(crate) fn new_cluster_id() -> String {
     format!("{:016x}", rand::random::<u64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINE: Incarnation = Incarnation([1; 16]);
+    const PEER: Incarnation = Incarnation([2; 16]);
+    const NEW: Incarnation = Incarnation([9; 16]);
+
+    fn list() -> BTreeMap<NodeId, String> {
+        [(NodeId(1), "a:1".to_owned()), (NodeId(2), "b:1".to_owned())].into()
+    }
+
+    fn settlement(cluster: &str) -> Settlement {
+        let settled = |incarnation| Settled {
+            incarnation,
+            member: Member::default(),
+        };
+        Settlement {
+            cluster: cluster.to_owned(),
+            members: [(1, settled(MINE)), (2, settled(PEER))].into(),
+        }
+    }
+
+    fn node(settlement: Option<Settlement>) -> Identity {
+        let secret = ClusterSecret::new("sixteen bytes or more").unwrap();
+        Identity::new(
+            Record {
+                node: 1,
+                incarnation: MINE,
+                settlement,
+            },
+            list(),
+            secret,
+        )
+    }
+
+    fn hello(from: u64, incarnation: Incarnation, cluster: ClusterName, purpose: Purpose) -> Hello {
+        Hello::new(purpose, cluster, from, 1, incarnation)
+    }
+
+    fn formed(cluster: &str) -> ClusterName {
+        ClusterName::Formed(cluster.to_owned())
+    }
+
+    fn forming() -> ClusterName {
+        ClusterName::Forming(hash(&members_text(&list())))
+    }
+
+    #[test]
+    fn members_of_one_cluster_talk() {
+        let hello = hello(2, PEER, formed("c"), Purpose::Control);
+        assert_eq!(node(Some(settlement("c"))).check_client(&hello, ""), Ok(()));
+    }
+
+    /// For every purpose: one vote of a node that forgot its last one is enough for two leaders.
+    #[test]
+    fn another_folder_under_a_known_id_is_refused() {
+        let node = node(Some(settlement("c")));
+        for purpose in [
+            Purpose::Identity,
+            Purpose::Control,
+            Purpose::Log,
+            Purpose::Snapshot,
+            Purpose::Work,
+        ] {
+            for cluster in [formed("c"), forming()] {
+                let refused = node
+                    .check_client(&hello(2, NEW, cluster, purpose), "")
+                    .unwrap_err();
+                assert!(
+                    matches!(refused, Refusal::Forgotten { node: NodeId(2), .. }),
+                    "{purpose:?}: {refused}"
+                );
+                assert!(refused.is_final_for(NodeId(2)) && !refused.is_final_for(NodeId(1)));
+            }
+        }
+        assert!(
+            node.check_server(NodeId(2), NEW).is_err(),
+            "nor does a client ask it for its vote"
+        );
+        assert!(node.check_server(NodeId(2), PEER).is_ok());
+    }
+
+    #[test]
+    fn strangers_and_other_clusters_are_refused() {
+        let node = node(Some(settlement("c")));
+        let other = node.check_client(&hello(2, PEER, formed("d"), Purpose::Control), "");
+        assert!(matches!(other, Err(Refusal::Cluster { .. })));
+        let stranger = node.check_client(&hello(3, NEW, formed("c"), Purpose::Control), "");
+        assert!(matches!(
+            stranger,
+            Err(Refusal::NotAMember { node: NodeId(3), .. })
+        ));
+        let mut lost = hello(2, PEER, formed("c"), Purpose::Control);
+        lost.to = 7;
+        assert!(matches!(
+            node.check_client(&lost, ""),
+            Err(Refusal::WrongNode { .. })
+        ));
+    }
+
+    #[test]
+    fn before_it_is_settled_only_the_identity_is_spoken_of() {
+        let node = node(None);
+        assert_eq!(
+            node.check_client(&hello(2, PEER, forming(), Purpose::Identity), ""),
+            Ok(())
+        );
+        for purpose in [Purpose::Control, Purpose::Log, Purpose::Snapshot, Purpose::Work] {
+            for cluster in [forming(), formed("c")] {
+                let refused = node.check_client(&hello(2, PEER, cluster, purpose), "");
+                assert_eq!(refused, Err(Refusal::NotSettled), "{purpose:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_settlement_is_taken_once_and_only_for_this_folder() {
+        let node = node(None);
+        let record = node.settle(settlement("c")).unwrap();
+        assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+        node.adopt(record.clone());
+        assert_eq!(
+            node.settle(settlement("c")).unwrap(),
+            record,
+            "the same again changes nothing"
+        );
+        assert_eq!(
+            node.settle(settlement("d")),
+            Err(SettleError::Other("c".to_owned()))
+        );
+
+        let mut foreign = settlement("c");
+        foreign.members.get_mut(&1).unwrap().incarnation = NEW;
+        assert_eq!(self::node(None).settle(foreign), Err(SettleError::NotMine));
+    }
 }

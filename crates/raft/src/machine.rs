@@ -194,6 +194,12 @@ impl Machine {
         })
     }
 
+    /// Makes apply differ from the other nodes' from now on.
+    #[cfg(feature = "faults")]
+    pub(crate) fn skew(&mut self, by: u64) {
+        self.state.skew(by);
+    }
+
     /// Publishes the state, then answers those who wait.
     fn publish(&mut self, answers: &mut Vec<(ApplyResponder<TypeConfig>, Reply)>) {
         self.published.publish(View {

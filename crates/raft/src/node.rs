@@ -76,7 +76,9 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("id", &self.shared.node).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("id", &self.shared.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,6 +174,19 @@ impl Node {
         }
     }
 
+    /// Makes this node's apply differ from the others' from now on: a fault, so that tests can see it
+    /// noticed.
+    #[cfg(feature = "faults")]
+    pub async fn skew(&self, by: u64) {
+        if let Some(raft) = self.shared.raft.get() {
+            let skewed = raft.with_state_machine(move |machine| {
+                machine.skew(by);
+                Box::pin(std::future::ready(()))
+            });
+            let _ = skewed.await;
+        }
+    }
+
     /// Stops: takes no more work, hands the leadership over when leading, stops openraft, closes the
     /// store. Takes about two seconds at most.
     pub async fn shutdown(&self) {
@@ -246,7 +261,10 @@ impl Shared {
 
     /// This node as a member.
     pub(crate) fn member(&self) -> Member {
-        Member { peer: self.advertise_peer.clone(), http: self.advertise_http.clone() }
+        Member {
+            peer: self.advertise_peer.clone(),
+            http: self.advertise_http.clone(),
+        }
     }
 
     pub(crate) fn set_waiting(&self, what: &str) {
@@ -255,9 +273,14 @@ impl Shared {
 
     /// Stores a settlement, synced, and takes it.
     pub(crate) async fn store_settlement(&self, settlement: Settlement) -> Result<(), String> {
-        let record = self.identity.settle(settlement).map_err(|error| error.to_string())?;
+        let record = self
+            .identity
+            .settle(settlement)
+            .map_err(|error| error.to_string())?;
         let log = lock(&self.log).clone().ok_or("the node is stopping")?;
-        crate::start::store_record(&log, &record).await.map_err(|error| error.to_string())?;
+        crate::start::store_record(&log, &record)
+            .await
+            .map_err(|error| error.to_string())?;
         self.identity.adopt(record);
         self.settled.notify_waiters();
         Ok(())
@@ -265,7 +288,10 @@ impl Shared {
 
     fn instants(&self) -> Instants {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Instants { monotonic: self.started.elapsed(), wall_ms: propose::millis(wall) }
+        Instants {
+            monotonic: self.started.elapsed(),
+            wall_ms: propose::millis(wall),
+        }
     }
 
     /// The time for entries that are appended now; for the leader.
@@ -280,9 +306,12 @@ impl Shared {
     }
 
     fn note_offset(&self, offset_ms: i64, alarm: bool) {
-        self.clock_offset_ms.store(offset_ms, std::sync::atomic::Ordering::Relaxed);
+        self.clock_offset_ms
+            .store(offset_ms, std::sync::atomic::Ordering::Relaxed);
         let mut alarms = lock(&self.alarms);
-        let known = alarms.iter_mut().find(|alarm| matches!(alarm, Alarm::Clock { .. }));
+        let known = alarms
+            .iter_mut()
+            .find(|alarm| matches!(alarm, Alarm::Clock { .. }));
         match (known, alarm) {
             (Some(known), true) => *known = Alarm::Clock { offset_ms },
             (None, true) => {
@@ -311,11 +340,16 @@ impl Shared {
     /// See [`Node::call`].
     pub(crate) async fn call(&self, to: NodeId, body: Bytes, deadline: Instant) -> Result<Bytes, CallError> {
         if body.len() > MAX_CALL {
-            return Err(CallError::TooLarge { size: body.len(), limit: MAX_CALL });
+            return Err(CallError::TooLarge {
+                size: body.len(),
+                limit: MAX_CALL,
+            });
         }
         if to == self.node {
             let answer = tokio::time::timeout_at(deadline, self.service.call(self.node, body)).await;
-            return answer.map_err(|_| CallError::NoAnswer(to))?.map_err(CallError::Refused);
+            return answer
+                .map_err(|_| CallError::NoAnswer(to))?
+                .map_err(CallError::Refused);
         }
         let peer = self.peers.get(to).ok_or(CallError::UnknownNode(to))?;
         match peer.work.call(PeerRequest::Call(body), deadline).await {
@@ -335,7 +369,8 @@ impl Shared {
         let chosen = loop {
             let caught_up = {
                 let metrics = metrics.borrow_and_update();
-                let Some(replication) = metrics.replication.as_ref().filter(|_| metrics.state.is_leader()) else {
+                let Some(replication) = metrics.replication.as_ref().filter(|_| metrics.state.is_leader())
+                else {
                     return Err(TransferError::NotLeader);
                 };
                 let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
@@ -366,7 +401,11 @@ impl Shared {
             .await
             .map_err(|error| TransferError::Stopped(error.to_string()))?;
         loop {
-            if leadership.borrow_and_update().leader.is_some_and(|leader| leader != self.node) {
+            if leadership
+                .borrow_and_update()
+                .leader
+                .is_some_and(|leader| leader != self.node)
+            {
                 return Ok(());
             }
             match tokio::time::timeout_at(deadline, leadership.changed()).await {
@@ -385,7 +424,9 @@ impl Shared {
         self.halt(Halt::Stopping);
         match self.transfer(None, Instant::now() + TRANSFER_WITHIN).await {
             Ok(()) | Err(TransferError::NotLeader) => {}
-            Err(error) => tracing::info!(node = %self.node, %error, "stopping without handing the leadership over"),
+            Err(error) => {
+                tracing::info!(node = %self.node, %error, "stopping without handing the leadership over")
+            }
         }
         if let Some(raft) = self.raft.get()
             && let Err(error) = raft.shutdown().await
@@ -430,9 +471,10 @@ impl Shared {
                     answer => answer,
                 })
             }
-            (PeerRequest::Propose { within_ms, bodies }, _) => {
-                Response::Propose(self.propose_forwarded(Duration::from_millis(within_ms), bodies).await)
-            }
+            (PeerRequest::Propose { within_ms, bodies }, _) => Response::Propose(
+                self.propose_forwarded(Duration::from_millis(within_ms), bodies)
+                    .await,
+            ),
             (PeerRequest::ReadIndex { within_ms }, _) => {
                 Response::ReadIndex(self.read_index_for_peer(Duration::from_millis(within_ms)).await)
             }

@@ -49,7 +49,7 @@ struct Pending {
     deadline: Instant,
     reply: oneshot::Sender<ProposeReply>,
     /// Holds the place in the bound; freed with the answer.
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
 /// The queues' open ends.
@@ -76,15 +76,28 @@ pub(crate) fn queues() -> (Queues, QueueEnds) {
         own: Arc::new(Semaphore::new(MAX_OWN)),
         forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
     };
-    (queues, QueueEnds { local: local_end, forward: forward_end })
+    (
+        queues,
+        QueueEnds {
+            local: local_end,
+            forward: forward_end,
+        },
+    )
 }
 
 impl Shared {
     /// See [`crate::Node::propose`].
-    pub(crate) async fn propose(&self, request: &Request, deadline: Instant) -> Result<Proposed, ProposeError> {
+    pub(crate) async fn propose(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Proposed, ProposeError> {
         let body = Bytes::from(request.encode());
         if body.len() > MAX_PROPOSAL {
-            return Err(ProposeError::TooLarge { size: body.len(), limit: MAX_PROPOSAL });
+            return Err(ProposeError::TooLarge {
+                size: body.len(),
+                limit: MAX_PROPOSAL,
+            });
         }
         let result = self.propose_encoded(body, deadline).await;
         let outcome = match &result {
@@ -108,9 +121,11 @@ impl Shared {
                 return Err(ProposeError::Stopped(why));
             }
             if self.quorum_is_lost() {
-                return Err(ProposeError::NoQuorum { reachable: self.peers.reachable() });
+                return Err(ProposeError::NoQuorum {
+                    reachable: self.peers.reachable(),
+                });
             }
-            let view = leadership.borrow_and_update().clone();
+            let view = *leadership.borrow_and_update();
             let queue = match view.leader {
                 Some(leader) if leader == self.node => view.mine.map(|_| &self.proposals.local),
                 Some(_) => Some(&self.proposals.forward),
@@ -118,8 +133,18 @@ impl Shared {
             };
             if let Some(queue) = queue {
                 let (reply, answer) = oneshot::channel();
-                let slot = self.proposals.own.clone().try_acquire_owned().map_err(|_| ProposeError::Busy)?;
-                let pending = Pending { body: body.clone(), deadline, reply, _slot: slot };
+                let slot = self
+                    .proposals
+                    .own
+                    .clone()
+                    .try_acquire_owned()
+                    .map_err(|_| ProposeError::Busy)?;
+                let pending = Pending {
+                    body: body.clone(),
+                    deadline,
+                    reply,
+                    slot,
+                };
                 if queue.try_send(pending).is_err() {
                     return Err(ProposeError::Busy);
                 }
@@ -129,13 +154,18 @@ impl Shared {
                             tracing::error!(%error, "the reply to a proposal does not decode");
                             ProposeError::OutcomeUnknown
                         })?;
-                        return Ok(Proposed { revision: Revision(reply.revision), applied });
+                        return Ok(Proposed {
+                            revision: Revision(reply.revision),
+                            applied,
+                        });
                     }
                     Ok(Ok(ProposeReply::NotLeader)) => refused_for_quorum = false,
                     Ok(Ok(ProposeReply::NoQuorum)) => refused_for_quorum = true,
                     Ok(Ok(ProposeReply::Busy)) => return Err(ProposeError::Busy),
                     // Answered as unknown, or its task ended with it, or time is up: it may be on its way.
-                    Ok(Ok(ProposeReply::Unknown) | Err(_)) | Err(_) => return Err(ProposeError::OutcomeUnknown),
+                    Ok(Ok(ProposeReply::Unknown) | Err(_)) | Err(_) => {
+                        return Err(ProposeError::OutcomeUnknown);
+                    }
                 }
             }
             if Instant::now() >= deadline {
@@ -156,7 +186,8 @@ impl Shared {
         let deadline = Instant::now() + within;
         let mut answers = Vec::with_capacity(bodies.len());
         for body in bodies {
-            if body.len() > MAX_PROPOSAL || self.halted().is_some() || self.leadership.borrow().mine.is_none() {
+            if body.len() > MAX_PROPOSAL || self.halted().is_some() || self.leadership.borrow().mine.is_none()
+            {
                 answers.push(Err(ProposeReply::NotLeader));
                 continue;
             }
@@ -165,7 +196,12 @@ impl Shared {
                 continue;
             };
             let (reply, answer) = oneshot::channel();
-            let pending = Pending { body, deadline, reply, _slot: slot };
+            let pending = Pending {
+                body,
+                deadline,
+                reply,
+                slot,
+            };
             answers.push(match self.proposals.local.try_send(pending) {
                 Ok(()) => Ok(answer),
                 Err(_) => Err(ProposeReply::Busy),
@@ -220,8 +256,10 @@ async fn run_local(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
             continue;
         };
         let at = shared.stamp();
-        let (bodies, waiting): (Vec<_>, Vec<_>) =
-            batch.drain(..).map(|p| (Proposal { at, body: p.body }, (p.reply, p._slot))).unzip();
+        let (bodies, waiting): (Vec<_>, Vec<_>) = batch
+            .drain(..)
+            .map(|p| (Proposal { at, body: p.body }, (p.reply, p.slot)))
+            .unzip();
         match raft.client_write_many(bodies).await {
             Ok(mut results) => {
                 tokio::spawn(async move {
@@ -251,7 +289,11 @@ async fn run_forward(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
     let frames = Arc::new(Semaphore::new(MAX_FRAMES));
     let mut waiting = Vec::with_capacity(MAX_BATCH);
     loop {
-        let frame = frames.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let frame = frames
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         if waiting.is_empty() && queue.recv_many(&mut waiting, MAX_BATCH).await == 0 {
             return;
         }
@@ -277,11 +319,19 @@ async fn run_forward(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
 
 async fn forward(shared: &Shared, leader: Option<NodeId>, batch: Vec<Pending>) {
     let peer = leader.and_then(|leader| shared.peers.get(leader));
-    let deadline = batch.iter().map(|pending| pending.deadline).max().unwrap_or_else(Instant::now);
+    let deadline = batch
+        .iter()
+        .map(|pending| pending.deadline)
+        .max()
+        .unwrap_or_else(Instant::now);
     let within_ms = millis(deadline.saturating_duration_since(Instant::now()));
     let bodies: Vec<Bytes> = batch.iter().map(|pending| pending.body.clone()).collect();
     let result = match peer {
-        Some(peer) => peer.work.call(PeerRequest::Propose { within_ms, bodies }, deadline).await,
+        Some(peer) => {
+            peer.work
+                .call(PeerRequest::Propose { within_ms, bodies }, deadline)
+                .await
+        }
         None => Err(Failure::NotSent),
     };
     let all = match result {

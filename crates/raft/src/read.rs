@@ -46,18 +46,23 @@ impl Shared {
     /// See [`crate::Node::read`].
     pub(crate) async fn read(&self, deadline: Instant) -> Result<Arc<View>, ReadError> {
         let index = self.read_index(deadline).await?.index;
-        self.wait_applied(deadline, |view| view.applied_index >= index).await
+        self.wait_applied(deadline, |view| view.applied_index >= index)
+            .await
     }
 
     /// See [`crate::Node::confirm`].
     pub(crate) async fn confirm(&self, deadline: Instant) -> Result<(Leadership, Arc<View>), ReadError> {
-        let not_leading = || ReadError::NoLeader { reachable: self.peers.reachable() };
+        let not_leading = || ReadError::NoLeader {
+            reachable: self.peers.reachable(),
+        };
         let mine = self.leadership.borrow().mine.ok_or_else(not_leading)?;
         let confirmed = match self.join_round(deadline).await? {
             ReadIndexReply::At(log_id) => log_id,
             ReadIndexReply::NotLeader => return Err(not_leading()),
             ReadIndexReply::NoQuorum => {
-                return Err(ReadError::NoQuorum { reachable: self.peers.reachable() });
+                return Err(ReadError::NoQuorum {
+                    reachable: self.peers.reachable(),
+                });
             }
             ReadIndexReply::Busy => return Err(ReadError::Busy),
         };
@@ -65,13 +70,20 @@ impl Shared {
         if leadership_of(&confirmed) != mine {
             return Err(not_leading());
         }
-        let view = self.wait_applied(deadline, |view| view.applied_index >= confirmed.index).await?;
+        let view = self
+            .wait_applied(deadline, |view| view.applied_index >= confirmed.index)
+            .await?;
         Ok((mine, view))
     }
 
     /// See [`crate::Node::wait_for`].
-    pub(crate) async fn wait_for(&self, revision: Revision, deadline: Instant) -> Result<Arc<View>, ReadError> {
-        self.wait_applied(deadline, |view| view.revision >= revision).await
+    pub(crate) async fn wait_for(
+        &self,
+        revision: Revision,
+        deadline: Instant,
+    ) -> Result<Arc<View>, ReadError> {
+        self.wait_applied(deadline, |view| view.revision >= revision)
+            .await
     }
 
     async fn wait_applied(
@@ -108,7 +120,9 @@ impl Shared {
                 return Err(ReadError::Stopped(why));
             }
             if self.quorum_is_lost() {
-                return Err(ReadError::NoQuorum { reachable: self.peers.reachable() });
+                return Err(ReadError::NoQuorum {
+                    reachable: self.peers.reachable(),
+                });
             }
             leadership.borrow_and_update();
             let refused_for_quorum = match self.join_round(deadline).await? {
@@ -152,7 +166,9 @@ impl Shared {
     }
 
     async fn leader_round(&self, deadline: Instant) -> ReadIndexReply {
-        let Some(raft) = self.raft.get() else { return ReadIndexReply::NotLeader };
+        let Some(raft) = self.raft.get() else {
+            return ReadIndexReply::NotLeader;
+        };
         let within = deadline.saturating_duration_since(Instant::now());
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(within);
         match timeout_at(deadline, raft.get_read_log_id(option)).await {
@@ -167,7 +183,9 @@ impl Shared {
     }
 
     async fn ask_leader(&self, leader: NodeId, deadline: Instant) -> ReadIndexReply {
-        let Some(peer) = self.peers.get(leader) else { return ReadIndexReply::NotLeader };
+        let Some(peer) = self.peers.get(leader) else {
+            return ReadIndexReply::NotLeader;
+        };
         let within_ms = millis(deadline.saturating_duration_since(Instant::now()));
         match peer.work.call(Request::ReadIndex { within_ms }, deadline).await {
             Ok(Response::ReadIndex(reply)) => reply,
@@ -182,14 +200,19 @@ impl Shared {
             // Never asked on: a node that believes this one leads learns better in a moment.
             return ReadIndexReply::NotLeader;
         }
-        self.join_round(Instant::now() + within).await.unwrap_or(ReadIndexReply::NotLeader)
+        self.join_round(Instant::now() + within)
+            .await
+            .unwrap_or(ReadIndexReply::NotLeader)
     }
 }
 
 /// The leadership under which an entry was written.
 pub(crate) fn leadership_of(log_id: &LogId) -> Leadership {
     let leader = log_id.committed_leader_id();
-    Leadership { term: leader.term, node: NodeId(leader.node_id) }
+    Leadership {
+        term: leader.term,
+        node: NodeId(leader.node_id),
+    }
 }
 
 /// Runs rounds, one after the other, for all that waited when each began.

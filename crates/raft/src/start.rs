@@ -36,19 +36,32 @@ const REPLICATION_PATIENCE: Duration = Duration::from_secs(5);
 /// See [`Node::start`].
 pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Result<Node, StartError> {
     if !options.members.contains_key(&options.node) {
-        return Err(StartError::NotAMember { node: options.node, members: members_text(&options.members) });
+        return Err(StartError::NotAMember {
+            node: options.node,
+            members: members_text(&options.members),
+        });
     }
     // Settings are checked before anything is touched; the cluster's name is not known yet.
-    raft_config("regent", &options.timing, &options.snapshots).map_err(|e| StartError::Config(e.to_string()))?;
+    raft_config("regent", &options.timing, &options.snapshots)
+        .map_err(|e| StartError::Config(e.to_string()))?;
 
     let log = open_log(&options).await?;
     let record = load_record(&log, &options).await?;
     let (machine, published) = Machine::open(&options.data, &log).await?;
     let listener = listen(&options).await.map_err(StartError::Listen)?;
 
-    let identity = Arc::new(Identity::new(record, options.members.clone(), options.secret.clone()));
+    let identity = Arc::new(Identity::new(
+        record,
+        options.members.clone(),
+        options.secret.clone(),
+    ));
     let stop = CancellationToken::new();
-    let peers = Arc::new(Peers::spawn(&identity, &options.members, watching::PATIENCE, &stop));
+    let peers = Arc::new(Peers::spawn(
+        &identity,
+        &options.members,
+        watching::PATIENCE,
+        &stop,
+    ));
     let (proposals, proposal_ends) = propose::queues();
     let (reads, read_end) = read::queue();
     let applied = published.load().state.now();
@@ -82,7 +95,13 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
     });
 
     let tasks = shared.tasks.clone();
-    tasks.spawn(listener::run(listener, shared.identity.clone(), shared.clone(), tasks.clone(), stop));
+    tasks.spawn(listener::run(
+        listener,
+        shared.identity.clone(),
+        shared.clone(),
+        tasks.clone(),
+        stop,
+    ));
     tasks.spawn(propose::run(shared.clone(), proposal_ends));
     tasks.spawn(read::run(shared.clone(), read_end));
     tasks.spawn(watching::watch_quorum(shared.clone()));
@@ -117,7 +136,9 @@ async fn open_log(options: &Options) -> Result<Log, StartError> {
         };
         Log::open(engine)
     });
-    Ok(opened.await.map_err(|error| StartError::Raft(error.to_string()))??)
+    Ok(opened
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))??)
 }
 
 /// The identity of the data folder, made now if the folder is new.
@@ -139,9 +160,17 @@ async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError>
     }
     if !log.is_pristine() {
         let place = options.data.display().to_string();
-        return Err(LogError::Damaged { place, what: "the identity record is missing".to_owned() }.into());
+        return Err(LogError::Damaged {
+            place,
+            what: "the identity record is missing".to_owned(),
+        }
+        .into());
     }
-    let record = Record { node: options.node.0, incarnation: Incarnation::random(), settlement: None };
+    let record = Record {
+        node: options.node.0,
+        incarnation: Incarnation::random(),
+        settlement: None,
+    };
     store_record(log, &record).await?;
     Ok(record)
 }
@@ -170,7 +199,10 @@ async fn boot(
     snapshots: &crate::config::SnapshotPolicy,
 ) -> Result<(), String> {
     forming::settle(shared).await?;
-    let settlement = shared.identity.settlement().expect("`settle` returns once there is one");
+    let settlement = shared
+        .identity
+        .settlement()
+        .expect("`settle` returns once there is one");
     tracing::info!(node = %shared.node, cluster = settlement.cluster, "the identity is settled");
     shared.set_waiting("consensus to start");
 
@@ -184,7 +216,9 @@ async fn boot(
     let raft = Raft::new(shared.node.0, Arc::new(config), factory, log, machine)
         .await
         .map_err(|error| error.to_string())?;
-    shared.tasks.spawn(watching::follow_raft(shared.clone(), raft.clone()));
+    shared
+        .tasks
+        .spawn(watching::follow_raft(shared.clone(), raft.clone()));
     if shared.raft.set(raft.clone()).is_err() {
         unreachable!("a node boots once");
     }
@@ -199,12 +233,14 @@ async fn boot(
 }
 
 async fn initialize(raft: &Raft, settlement: &Settlement) -> Result<(), String> {
-    let members: BTreeMap<u64, Member> =
-        settlement.members.iter().map(|(id, settled)| (*id, settled.member.clone())).collect();
+    let members: BTreeMap<u64, Member> = settlement
+        .members
+        .iter()
+        .map(|(id, settled)| (*id, settled.member.clone()))
+        .collect();
     match raft.initialize(members).await {
-        Ok(()) => Ok(()),
-        // Already done by an earlier start, as its entry shows.
-        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        // Not allowed: already done by an earlier start, as its entry shows.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
 }

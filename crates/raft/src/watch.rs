@@ -8,15 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{Instant as _, ServerState};
 use openraft::metrics::RaftMetrics;
+use openraft::{Instant as _, ServerState};
 use regent_state::Leadership;
 use regent_types::NodeId;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::TypeConfig;
-use crate::machine::Raft;
 use crate::digest::{self, Verdict};
+use crate::machine::Raft;
 use crate::node::{Halt, LeadershipView, Shared, health, lock};
 use crate::read::leadership_of;
 use crate::status::{Alarm, ClusterStatus, MemberStatus, Report, Role};
@@ -45,13 +45,20 @@ pub(crate) async fn follow_raft(shared: Arc<Shared>, raft: Raft) {
         let (view, fatal) = {
             let now = metrics.borrow_and_update();
             note_gauges(&now);
-            (leadership(shared.node, &now), now.running_state.as_ref().err().map(ToString::to_string))
+            (
+                leadership(shared.node, &now),
+                now.running_state.as_ref().err().map(ToString::to_string),
+            )
         };
         if let Some(why) = fatal {
             if !shared.stop.is_cancelled() && *shared.halt.borrow() != Some(Halt::Stopping) {
                 shared.halt(Halt::Failed(why));
             }
-            shared.leadership.send_replace(LeadershipView { leader: None, mine: None, ..view });
+            shared.leadership.send_replace(LeadershipView {
+                leader: None,
+                mine: None,
+                ..view
+            });
             return;
         }
         let gained = shared.leadership.borrow().mine != view.mine;
@@ -79,7 +86,10 @@ fn leadership(me: NodeId, metrics: &Metrics) -> LeadershipView {
     let term = metrics.current_term;
     // `last_applied` is published after the view of that entry is, so `mine` never runs ahead of the state.
     let mine = Leadership { term, node: me };
-    let applied_mine = metrics.last_applied.as_ref().is_some_and(|last| leadership_of(last) == mine);
+    let applied_mine = metrics
+        .last_applied
+        .as_ref()
+        .is_some_and(|last| leadership_of(last) == mine);
     LeadershipView {
         leader: metrics.current_leader.map(NodeId),
         term,
@@ -119,7 +129,10 @@ pub(crate) async fn watch_quorum(shared: Arc<Shared>) {
 }
 
 /// Ends the node when its store fails.
-pub(crate) async fn watch_store(shared: Arc<Shared>, mut failed: tokio::sync::watch::Receiver<Option<String>>) {
+pub(crate) async fn watch_store(
+    shared: Arc<Shared>,
+    mut failed: tokio::sync::watch::Receiver<Option<String>>,
+) {
     loop {
         if let Some(why) = failed.borrow_and_update().clone() {
             shared.halt(Halt::Failed(why));
@@ -134,7 +147,9 @@ pub(crate) async fn watch_store(shared: Arc<Shared>, mut failed: tokio::sync::wa
 
 /// Exchanges reports with one peer, and ends this node when that peer says that it can never be a member.
 pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
-    let Some(peer) = shared.peers.get(id).cloned() else { return };
+    let Some(peer) = shared.peers.get(id).cloned() else {
+        return;
+    };
     let mut link = peer.control.link();
     let mut tick = interval(REPORT_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -168,10 +183,20 @@ impl Shared {
     /// The voters: of the membership once openraft runs, of the list given until then.
     fn voters(&self) -> Vec<NodeId> {
         let voters: Vec<NodeId> = match self.raft.get() {
-            Some(raft) => raft.metrics().borrow_watched().membership_config.voter_ids().map(NodeId).collect(),
+            Some(raft) => raft
+                .metrics()
+                .borrow_watched()
+                .membership_config
+                .voter_ids()
+                .map(NodeId)
+                .collect(),
             None => Vec::new(),
         };
-        if voters.is_empty() { self.members.keys().copied().collect() } else { voters }
+        if voters.is_empty() {
+            self.members.keys().copied().collect()
+        } else {
+            voters
+        }
     }
 
     /// Whether this node leads and was not confirmed by a quorum for longer than an election takes to
@@ -184,7 +209,9 @@ impl Shared {
             return false;
         }
         // `None`: just elected, by a quorum.
-        metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > self.timing.election_max)
+        metrics
+            .last_quorum_acked
+            .is_some_and(|at| at.elapsed() > self.timing.election_max)
     }
 
     /// Whether a quorum is out of reach at this moment.
@@ -204,7 +231,7 @@ impl Shared {
 
     /// What this node tells the others.
     pub(crate) fn report(&self) -> Report {
-        let view = self.leadership.borrow().clone();
+        let view = *self.leadership.borrow();
         let published = self.published.load();
         let (role, last_log_index) = match self.raft.get() {
             None => (Role::Unknown, 0),
@@ -246,22 +273,31 @@ impl Shared {
     }
 
     fn compare_digests(self: &Arc<Self>) {
-        let mut all: BTreeMap<NodeId, Vec<digest::Checkpoint>> =
-            lock(&self.reports).iter().map(|(id, report)| (*id, report.checkpoints.clone())).collect();
+        let mut all: BTreeMap<NodeId, Vec<digest::Checkpoint>> = lock(&self.reports)
+            .iter()
+            .map(|(id, report)| (*id, report.checkpoints.clone()))
+            .collect();
         all.insert(self.node, self.published.checkpoints());
         let found = match digest::compare(&all, self.voters().len()) {
             Verdict::Agree => None,
-            Verdict::Diverged(node, index) => Some(Alarm::Diverged { node, revision: index }),
+            Verdict::Diverged(node, index) => Some(Alarm::Diverged {
+                node,
+                revision: index,
+            }),
             Verdict::Split(index) => Some(Alarm::DigestSplit { revision: index }),
         };
         let news = {
             let mut alarms = lock(&self.alarms);
-            let known = found.as_ref().is_none_or(|found| alarms.iter().any(|alarm| same_kind(alarm, found)));
+            let known = found
+                .as_ref()
+                .is_none_or(|found| alarms.iter().any(|alarm| same_kind(alarm, found)));
             alarms.retain(|alarm| matches!(alarm, Alarm::Clock { .. }));
             alarms.extend(found.clone());
             !known
         };
-        let Some(found) = found.filter(|_| news) else { return };
+        let Some(found) = found.filter(|_| news) else {
+            return;
+        };
         metrics::counter!("regent_raft_digest_alarms_total").increment(1);
         tracing::error!(node = %self.node, alarm = ?found, "the states of the members differ");
         if let Alarm::Diverged { node, revision } = found
@@ -290,7 +326,11 @@ impl Shared {
             .members
             .iter()
             .map(|(&id, peer)| {
-                let report = if id == self.node { Some(&mine) } else { reports.get(&id) };
+                let report = if id == self.node {
+                    Some(&mine)
+                } else {
+                    reports.get(&id)
+                };
                 let reachable = self.peers.is_reachable(id);
                 let silence = if id == self.node {
                     Some(Duration::ZERO)
@@ -343,7 +383,8 @@ impl Shared {
 fn same_kind(a: &Alarm, b: &Alarm) -> bool {
     match (a, b) {
         (Alarm::Diverged { node: a, .. }, Alarm::Diverged { node: b, .. }) => a == b,
-        (Alarm::DigestSplit { .. }, Alarm::DigestSplit { .. }) | (Alarm::Clock { .. }, Alarm::Clock { .. }) => true,
+        (Alarm::DigestSplit { .. }, Alarm::DigestSplit { .. })
+        | (Alarm::Clock { .. }, Alarm::Clock { .. }) => true,
         _ => false,
     }
 }

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use regent_raft::{CallError, Health, ProposeError, ReadError, Role, SnapshotPolicy};
+use regent_raft::{Alarm, CallError, Health, ProposeError, ReadError, Role, SnapshotPolicy};
 use regent_types::NodeId;
 use support::{Cluster, make_user, soon, until, users, within};
 use tokio::time::sleep;
@@ -36,7 +36,9 @@ async fn many_writes_at_once_through_all_nodes_are_each_applied_once() -> Test {
     let mut writes = Vec::new();
     for n in 0..300_u64 {
         let node = cluster.nodes[&(n % 3 + 1)].clone();
-        writes.push(tokio::spawn(async move { node.propose(&make_user(&format!("user-{n}")), soon()).await }));
+        writes.push(tokio::spawn(async move {
+            node.propose(&make_user(&format!("user-{n}")), soon()).await
+        }));
     }
     let mut revisions = BTreeSet::new();
     for write in writes {
@@ -97,8 +99,14 @@ async fn no_acknowledged_write_is_lost_with_the_leader() -> Test {
     let kept = cluster.converge().await;
     let lost: Vec<_> = acknowledged.difference(&kept).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    let refused: Vec<_> = kept.iter().filter(|n| !acknowledged.contains(*n) && !unknown.contains(*n)).collect();
-    assert!(refused.is_empty(), "refused as certainly not done, and yet there: {refused:?}");
+    let refused: Vec<_> = kept
+        .iter()
+        .filter(|n| !acknowledged.contains(*n) && !unknown.contains(*n))
+        .collect();
+    assert!(
+        refused.is_empty(),
+        "refused as certainly not done, and yet there: {refused:?}"
+    );
     Ok(())
 }
 
@@ -111,7 +119,10 @@ async fn an_isolated_leader_confirms_nothing() -> Test {
     assert_eq!(leadership.node, NodeId(old));
     assert_eq!(view.state.users().len(), 1);
     let follower = cluster.follower().await;
-    assert!(matches!(cluster.nodes[&follower].confirm(soon()).await, Err(ReadError::NoLeader { .. })));
+    assert!(matches!(
+        cluster.nodes[&follower].confirm(soon()).await,
+        Err(ReadError::NoLeader { .. })
+    ));
 
     cluster.isolate([old]);
     // From this moment on: not only after it has noticed.
@@ -135,11 +146,22 @@ async fn without_a_quorum_work_is_refused_before_the_deadline() -> Test {
         cluster.stop_node(id).await;
     }
     let alone = cluster.nodes[&leader].clone();
-    until("the loss is noticed", || (alone.status().health == Health::NoQuorum).then_some(())).await;
+    until("the loss is noticed", || {
+        (alone.status().health == Health::NoQuorum).then_some(())
+    })
+    .await;
     let error = alone.propose(&make_user("never"), soon()).await.unwrap_err();
-    assert_eq!(error, ProposeError::NoQuorum { reachable: vec![NodeId(leader)] });
+    assert_eq!(
+        error,
+        ProposeError::NoQuorum {
+            reachable: vec![NodeId(leader)]
+        }
+    );
     assert!(!error.is_unknown());
-    assert!(matches!(alone.read(soon()).await, Err(ReadError::NoQuorum { .. })));
+    assert!(matches!(
+        alone.read(soon()).await,
+        Err(ReadError::NoQuorum { .. })
+    ));
     assert_eq!(alone.view().state.users().len(), 1, "a stale read goes on");
 
     let back = if leader == 1 { 2 } else { 1 };
@@ -158,7 +180,11 @@ async fn a_node_that_stops_hands_over_and_comes_back_with_everything() -> Test {
         let leader = cluster.leader().await;
         cluster.stop_node(leader).await;
         let next = cluster.leader().await;
-        cluster.write(next, &format!("round-{round}")).await?.applied.unwrap();
+        cluster
+            .write(next, &format!("round-{round}"))
+            .await?
+            .applied
+            .unwrap();
         cluster.start_node(leader).await;
         assert_eq!(cluster.converge().await.len(), round + 1);
     }
@@ -189,7 +215,11 @@ async fn a_node_far_behind_gets_a_snapshot() -> Test {
     cluster.stop_node(lagging).await;
     let leader = cluster.leader().await;
     for n in 0..120 {
-        cluster.write(leader, &format!("user-{n}")).await?.applied.unwrap();
+        cluster
+            .write(leader, &format!("user-{n}"))
+            .await?
+            .applied
+            .unwrap();
     }
     cluster.start_node(lagging).await;
     assert_eq!(cluster.converge().await.len(), 120);
@@ -203,14 +233,22 @@ async fn a_node_far_behind_gets_a_snapshot() -> Test {
 async fn an_idle_cluster_appends_nothing() -> Test {
     let cluster = Cluster::start().await;
     cluster.converge().await;
-    let before: Vec<u64> = cluster.nodes.values().map(|node| node.view().applied_index).collect();
+    let before: Vec<u64> = cluster
+        .nodes
+        .values()
+        .map(|node| node.view().applied_index)
+        .collect();
     // Several rounds of reports, reads and confirmations.
     for _ in 0..5 {
         sleep(Duration::from_millis(300)).await;
         cluster.nodes[&2].read(soon()).await?;
         cluster.nodes[&cluster.leader().await].confirm(soon()).await?;
     }
-    let after: Vec<u64> = cluster.nodes.values().map(|node| node.view().applied_index).collect();
+    let after: Vec<u64> = cluster
+        .nodes
+        .values()
+        .map(|node| node.view().applied_index)
+        .collect();
     assert_eq!(before, after);
     Ok(())
 }
@@ -223,8 +261,15 @@ async fn the_leadership_can_be_handed_over() -> Test {
     let to = cluster.follower().await;
     cluster.nodes[&leader].transfer(Some(NodeId(to)), soon()).await?;
     assert_eq!(cluster.leader().await, to);
-    cluster.write(leader, "through-the-old-one").await?.applied.unwrap();
-    assert!(cluster.nodes[&leader].transfer(None, soon()).await.is_err(), "only a leader can");
+    cluster
+        .write(leader, "through-the-old-one")
+        .await?
+        .applied
+        .unwrap();
+    assert!(
+        cluster.nodes[&leader].transfer(None, soon()).await.is_err(),
+        "only a leader can"
+    );
     Ok(())
 }
 
@@ -249,21 +294,32 @@ async fn every_node_can_say_how_the_cluster_is() -> Test {
     for node in cluster.nodes.values() {
         let status = until("all members are known", || {
             let status = node.status();
-            let complete = status.members.iter().all(|m| m.reachable && m.role != Role::Unknown && m.applied_index > 0);
-            (complete && status.leader == Some(NodeId(leader)) && status.health == Health::Serving).then_some(status)
+            let complete = status
+                .members
+                .iter()
+                .all(|m| m.reachable && m.role != Role::Unknown && m.applied_index > 0);
+            (complete && status.leader == Some(NodeId(leader)) && status.health == Health::Serving)
+                .then_some(status)
         })
         .await;
         assert_eq!(status.members.len(), 3);
         assert_eq!(status.cluster_id, cluster.nodes[&1].cluster_id());
         assert_eq!(status.members[1].http, "http://node-2");
-        assert_eq!(status.members.iter().filter(|m| m.role == Role::Leader).count(), 1);
+        assert_eq!(
+            status.members.iter().filter(|m| m.role == Role::Leader).count(),
+            1
+        );
         assert!(status.alarms.is_empty(), "{:?}", status.alarms);
     }
     let gone = cluster.follower().await;
     cluster.stop_node(gone).await;
     until("the stopped node is missed", || {
         let status = cluster.nodes[&leader].status();
-        status.members.iter().any(|m| m.id == NodeId(gone) && !m.reachable).then_some(())
+        status
+            .members
+            .iter()
+            .any(|m| m.id == NodeId(gone) && !m.reachable)
+            .then_some(())
     })
     .await;
     Ok(())
@@ -278,8 +334,60 @@ async fn cluster_time_is_one_and_grows() -> Test {
         let view = node.wait_for(done.revision, soon()).await?;
         let now = node.cluster_now();
         assert!(now >= view.state.now());
-        assert!(now - view.state.now() < 60_000, "an estimate is close to what was stamped");
+        assert!(
+            now - view.state.now() < 60_000,
+            "an estimate is close to what was stamped"
+        );
         assert!(node.cluster_now() >= now);
     }
+    Ok(())
+}
+
+/// A node whose apply differs must not answer anybody, and must not lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_differs_from_the_majority_stops_serving() -> Test {
+    let cluster = Cluster::start().await;
+    cluster.connected().await;
+    let odd = cluster.leader().await;
+    cluster.nodes[&odd].skew(1).await;
+    let other = cluster.follower().await;
+    // Past two checkpoints.
+    for n in 0..130 {
+        let _ = cluster.write(other, &format!("user-{n}")).await?;
+    }
+    until("the difference is noticed", || {
+        (cluster.nodes[&odd].status().health == Health::Diverged).then_some(())
+    })
+    .await;
+    assert!(matches!(
+        cluster.nodes[&odd].read(soon()).await,
+        Err(ReadError::Stopped(_))
+    ));
+    assert!(matches!(
+        cluster.write(odd, "never").await,
+        Err(ProposeError::Stopped(_))
+    ));
+    let told = until("the others name it", || {
+        let alarms = cluster.nodes[&other].status().alarms;
+        alarms
+            .into_iter()
+            .find(|alarm| matches!(alarm, Alarm::Diverged { .. }))
+    })
+    .await;
+    assert!(
+        matches!(told, Alarm::Diverged { node, .. } if node == NodeId(odd)),
+        "{told:?}"
+    );
+
+    until("another one leads", || {
+        let others = cluster.nodes.iter().filter(|(id, _)| **id != odd);
+        others
+            .into_iter()
+            .any(|(_, node)| node.leadership().borrow().mine.is_some())
+            .then_some(())
+    })
+    .await;
+    cluster.write(other, "after").await?.applied.unwrap();
+    assert_eq!(cluster.nodes[&other].status().health, Health::Serving);
     Ok(())
 }

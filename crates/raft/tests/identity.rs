@@ -19,13 +19,22 @@ async fn a_wiped_node_is_refused_and_told_the_way_back() -> Test {
         cluster.wipe(wiped);
         cluster.start_node(wiped).await;
         let why = failure(&cluster.nodes[&wiped]).await;
-        assert!(why.contains("is gone") && why.contains("node id that was never used"), "{why}");
+        assert!(
+            why.contains("is gone") && why.contains("node id that was never used"),
+            "{why}"
+        );
         assert!(matches!(cluster.nodes[&wiped].status().health, Health::Failed(_)));
 
         let other = 2;
         cluster.write(other, "without-it").await?.applied.unwrap();
         let voted = cluster.nodes[&other].status();
-        assert!(voted.members.iter().any(|m| m.id == NodeId(wiped) && !m.reachable), "it was let in");
+        assert!(
+            voted
+                .members
+                .iter()
+                .any(|m| m.id == NodeId(wiped) && !m.reachable),
+            "it was let in"
+        );
     }
     Ok(())
 }
@@ -37,7 +46,17 @@ async fn a_data_folder_keeps_its_node_id() -> Test {
     let mut renamed = cluster.options(3);
     renamed.node = NodeId(2);
     let error = start(renamed).await.unwrap_err();
-    assert!(matches!(error, StartError::NodeIdChanged { found: NodeId(3), given: NodeId(2), .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StartError::NodeIdChanged {
+                found: NodeId(3),
+                given: NodeId(2),
+                ..
+            }
+        ),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -46,7 +65,10 @@ async fn a_node_must_be_in_its_own_list() -> Test {
     let cluster = Cluster::plan().await;
     let mut options = cluster.options(2);
     options.members.remove(&NodeId(2));
-    assert!(matches!(start(options).await, Err(StartError::NotAMember { node: NodeId(2), .. })));
+    assert!(matches!(
+        start(options).await,
+        Err(StartError::NotAMember { node: NodeId(2), .. })
+    ));
     Ok(())
 }
 
@@ -103,7 +125,13 @@ async fn another_secret_is_refused() -> Test {
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_the_peer_port_disturbs_nobody() -> Test {
     let cluster = Cluster::start().await;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 2, 1, 255], &[0, 0, 0, 1, 9], &[255; 64], &[]] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0, 0, 0, 2, 1, 255],
+        &[0, 0, 0, 1, 9],
+        &[255; 64],
+        &[],
+    ] {
         let mut stream = TcpStream::connect(&cluster.members[&NodeId(2)]).await?;
         stream.write_all(garbage).await?;
         stream.shutdown().await?;

@@ -89,7 +89,15 @@ impl Channel {
     ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (link_tx, link) = watch::channel(Link::Down("not connected yet".to_owned()));
-        let task = Task { identity, peer, addr, purpose, heard, queue, link: link_tx };
+        let task = Task {
+            identity,
+            peer,
+            addr,
+            purpose,
+            heard,
+            queue,
+            link: link_tx,
+        };
         tokio::spawn(async move {
             tokio::select! {
                 () = task.run() => {}
@@ -113,7 +121,15 @@ impl Channel {
     pub(crate) async fn call(&self, request: Request, deadline: Instant) -> Result<Response, Failure> {
         let (reply, answer) = oneshot::channel();
         // A full queue means a peer that does not read; waiting for it would only add to it.
-        if self.jobs.try_send(Job { request: request, reply, expires: deadline }).is_err() {
+        if self
+            .jobs
+            .try_send(Job {
+                request,
+                reply,
+                expires: deadline,
+            })
+            .is_err()
+        {
             return Err(Failure::NotSent);
         }
         match timeout_at(deadline, answer).await {
@@ -139,7 +155,9 @@ impl Task {
         let mut backoff = BACKOFF_MIN;
         let mut last_error = String::new();
         loop {
-            let Some(attempt) = self.connect().await else { return };
+            let Some(attempt) = self.connect().await else {
+                return;
+            };
             match attempt {
                 Ok(connection) => {
                     tracing::debug!(peer = %self.peer, purpose = self.purpose.as_str(), "connected");
@@ -169,7 +187,9 @@ impl Task {
                         last_error.clone_from(&text);
                     }
                     self.link.send_replace(match error {
-                        LinkError::Refused(refusal) if refusal.is_final_for(self.identity.node()) => Link::Refused(refusal),
+                        LinkError::Refused(refusal) if refusal.is_final_for(self.identity.node()) => {
+                            Link::Refused(refusal)
+                        }
                         _ => Link::Down(text),
                     });
                 }
@@ -186,7 +206,8 @@ impl Task {
     async fn connect(&mut self) -> Option<Result<Connection, LinkError>> {
         let (identity, peer, purpose) = (self.identity.clone(), self.peer, self.purpose);
         let addr = self.addr.borrow().clone();
-        self.refuse_while(async move { dial(&identity, peer, &addr, purpose).await }).await
+        self.refuse_while(async move { dial(&identity, peer, &addr, purpose).await })
+            .await
     }
 
     /// Runs `work` and meanwhile answers what is asked: not now.
@@ -205,7 +226,9 @@ impl Task {
 
     /// Serves requests over `connection` until it breaks.
     async fn serve(&mut self, connection: Connection) -> LinkError {
-        let Connection { mut reader, writer, .. } = connection;
+        let Connection {
+            mut reader, writer, ..
+        } = connection;
         let (frames, outgoing) = mpsc::channel::<Bytes>(MAX_PENDING + 1);
         let mut writing = tokio::spawn(write_frames(writer, outgoing));
         let mut pending: BTreeMap<u64, oneshot::Sender<Result<Response, Failure>>> = BTreeMap::new();
@@ -253,14 +276,13 @@ impl Task {
                 }
                 _ = ping.tick() => {
                     pending.retain(|_, reply| !reply.is_closed());
-                    if !pending.is_empty() {
-                        if last_heard.elapsed() > SILENCE {
-                            break LinkError::Silent;
-                        }
+                    if pending.is_empty() {
+                        last_heard = Instant::now();
+                    } else if last_heard.elapsed() > SILENCE {
+                        break LinkError::Silent;
+                    } else {
                         next_id += 1;
                         let _ = frames.try_send(encode(&(next_id, Request::Ping)));
-                    } else {
-                        last_heard = Instant::now();
                     }
                 }
                 _ = &mut writing => break LinkError::Closed,

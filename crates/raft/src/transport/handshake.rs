@@ -44,6 +44,27 @@ pub(crate) struct Hello {
     nonce: Nonce,
 }
 
+impl Hello {
+    /// With a fresh nonce.
+    pub(crate) fn new(
+        purpose: Purpose,
+        cluster: ClusterName,
+        from: u64,
+        to: u64,
+        incarnation: Incarnation,
+    ) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            purpose,
+            cluster,
+            from,
+            to,
+            incarnation,
+            nonce: rand::random(),
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Challenge {
     node: u64,
@@ -86,38 +107,54 @@ pub(crate) async fn dial(
     let attempt = async {
         let stream = TcpStream::connect(addr).await?;
         let mut link = Connection::new(stream, to, HANDSHAKE_MAX_FRAME)?;
-        let hello = encode(&Hello {
-            protocol: PROTOCOL,
+        let (cluster, incarnation) = (identity.cluster_name(), identity.incarnation());
+        let hello = encode(&Hello::new(
             purpose,
-            cluster: identity.cluster_name(),
-            from: identity.node().0,
-            to: to.0,
-            incarnation: identity.incarnation(),
-            nonce: rand::random(),
-        });
+            cluster,
+            identity.node().0,
+            to.0,
+            incarnation,
+        ));
         link.writer.send(hello.clone()).await?;
 
         let challenge = match link.receive::<ServerReply>().await? {
             ServerReply::Challenge(challenge) => challenge,
             ServerReply::Protocol(theirs) => {
-                return Err(Refusal::Protocol { theirs, ours: PROTOCOL }.into());
+                return Err(Refusal::Protocol {
+                    theirs,
+                    ours: PROTOCOL,
+                }
+                .into());
             }
         };
         mac(identity.secret(), SERVER_LABEL, &hello, &challenge)
             .verify_slice(&challenge.proof)
             .map_err(|_| Refusal::Secret)?;
         if challenge.node != to.0 {
-            return Err(Refusal::WrongNode { wanted: to, found: NodeId(challenge.node) }.into());
+            return Err(Refusal::WrongNode {
+                wanted: to,
+                found: NodeId(challenge.node),
+            }
+            .into());
         }
         identity.check_server(to, challenge.incarnation)?;
 
-        let proof = mac(identity.secret(), CLIENT_LABEL, &hello, &challenge).finalize().into_bytes().into();
-        link.send(&Answer { proof, members: identity.members_text() }).await?;
+        let proof = mac(identity.secret(), CLIENT_LABEL, &hello, &challenge)
+            .finalize()
+            .into_bytes()
+            .into();
+        link.send(&Answer {
+            proof,
+            members: identity.members_text(),
+        })
+        .await?;
         link.receive::<Result<(), Refusal>>().await??;
         link.set_max_frame(purpose.max_frame());
         Ok(link)
     };
-    timeout(HANDSHAKE_TIMEOUT, attempt).await.map_err(|_| LinkError::Silent)?
+    timeout(HANDSHAKE_TIMEOUT, attempt)
+        .await
+        .map_err(|_| LinkError::Silent)?
 }
 
 /// The server's side: proves itself, checks the proof, asks `identity` whether the two may talk.
@@ -131,7 +168,11 @@ pub(crate) async fn accept(
         // Another version's hello may not even decode: look at the version byte alone.
         if first.first() != Some(&PROTOCOL) {
             link.send(&ServerReply::Protocol(PROTOCOL)).await?;
-            return Err(Refusal::Protocol { theirs: first.first().copied().unwrap_or(0), ours: PROTOCOL }.into());
+            return Err(Refusal::Protocol {
+                theirs: first.first().copied().unwrap_or(0),
+                ours: PROTOCOL,
+            }
+            .into());
         }
         let hello: Hello = decode(&first)?;
         link.peer = NodeId(hello.from);
@@ -142,8 +183,10 @@ pub(crate) async fn accept(
             nonce: rand::random(),
             proof: [0; 32],
         };
-        challenge.proof =
-            mac(identity.secret(), SERVER_LABEL, &first, &challenge).finalize().into_bytes().into();
+        challenge.proof = mac(identity.secret(), SERVER_LABEL, &first, &challenge)
+            .finalize()
+            .into_bytes()
+            .into();
         let expected = mac(identity.secret(), CLIENT_LABEL, &first, &challenge);
         link.send(&ServerReply::Challenge(challenge)).await?;
 
@@ -158,5 +201,7 @@ pub(crate) async fn accept(
         link.set_max_frame(hello.purpose.max_frame());
         Ok((link, hello.purpose))
     };
-    timeout(HANDSHAKE_TIMEOUT, attempt).await.map_err(|_| LinkError::Silent)?
+    timeout(HANDSHAKE_TIMEOUT, attempt)
+        .await
+        .map_err(|_| LinkError::Silent)?
 }

@@ -18,8 +18,8 @@ use super::connection::{Connection, LinkError};
 use super::handshake::accept;
 use super::wire::{Purpose, Request, Response, decode, encode};
 use super::{replicate, snapshot};
-use crate::machine::Raft;
 use crate::identity::{Identity, Refusal};
+use crate::machine::Raft;
 
 /// Connections at once. A member holds five to each other member; the rest is room for strangers that
 /// never get past the handshake.
@@ -111,7 +111,9 @@ async fn serve(stream: TcpStream, identity: &Identity, host: Arc<impl Host>) -> 
     };
     let peer = connection.peer;
     match purpose {
-        Purpose::Identity | Purpose::Control | Purpose::Work => serve_requests(connection, purpose, host).await,
+        Purpose::Identity | Purpose::Control | Purpose::Work => {
+            serve_requests(connection, purpose, host).await
+        }
         Purpose::Log => match host.raft() {
             Some(raft) => replicate::serve(connection, raft, move || host.heard(peer)).await,
             None => Refusal::NotSettled.into(),
@@ -124,7 +126,11 @@ async fn serve(stream: TcpStream, identity: &Identity, host: Arc<impl Host>) -> 
 }
 
 async fn serve_requests(connection: Connection, purpose: Purpose, host: Arc<impl Host>) -> LinkError {
-    let Connection { mut reader, writer, peer } = connection;
+    let Connection {
+        mut reader,
+        writer,
+        peer,
+    } = connection;
     let (responses, outgoing) = mpsc::channel(MAX_CONCURRENT);
     let mut writing = tokio::spawn(write_frames(writer, outgoing));
     let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
@@ -161,7 +167,11 @@ async fn serve_requests(connection: Connection, purpose: Purpose, host: Arc<impl
             let response = host.handle(peer, request).await;
             let mut frame = encode(&(id, response));
             if frame.len() > purpose.max_frame() {
-                tracing::error!(bytes = frame.len(), purpose = purpose.as_str(), "an answer exceeds the frame cap");
+                tracing::error!(
+                    bytes = frame.len(),
+                    purpose = purpose.as_str(),
+                    "an answer exceeds the frame cap"
+                );
                 frame = encode(&(id, Response::Failed("the answer is too large".to_owned())));
             }
             let _ = responses.send(frame).await;

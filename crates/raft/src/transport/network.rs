@@ -35,12 +35,16 @@ pub(crate) struct Factory {
 impl Factory {
     fn client(&self, target: u64, node: &Member, heartbeat: bool) -> Network {
         let target = NodeId(target);
-        let addr = self.peers.get(target).map_or_else(|| node.peer.clone(), |peer| peer.addr());
+        let addr = self
+            .peers
+            .get(target)
+            .map_or_else(|| node.peer.clone(), |peer| peer.addr());
         Network {
             identity: self.identity.clone(),
             peers: self.peers.clone(),
             target,
-            log: (!heartbeat).then(|| LogLink::new(self.identity.clone(), target, addr.clone(), self.patience)),
+            log: (!heartbeat)
+                .then(|| LogLink::new(self.identity.clone(), target, addr.clone(), self.patience)),
             addr,
         }
     }
@@ -73,8 +77,16 @@ pub(crate) fn unreachable(why: impl ToString) -> RpcError {
 }
 
 impl Network {
-    async fn control(&self, request: Request, action: RPCTypes, option: &RPCOption) -> Result<Response, RpcError> {
-        let peer = self.peers.get(self.target).ok_or_else(|| unreachable("not a member"))?;
+    async fn control(
+        &self,
+        request: Request,
+        action: RPCTypes,
+        option: &RPCOption,
+    ) -> Result<Response, RpcError> {
+        let peer = self
+            .peers
+            .get(self.target)
+            .ok_or_else(|| unreachable("not a member"))?;
         let ttl = option.soft_ttl();
         match peer.control.call(request, Instant::now() + ttl).await {
             Ok(Response::Failed(why)) => Err(RPCError::Network(NetworkError::from_string(why))),
@@ -104,17 +116,20 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        match self.control(Request::Append(rpc), RPCTypes::AppendEntries, &option).await? {
+        match self
+            .control(Request::Append(rpc), RPCTypes::AppendEntries, &option)
+            .await?
+        {
             Response::Append(response) => Ok(response),
             _ => Err(confused()),
         }
     }
 
-    fn stream_append<'s, S>(
-        &'s mut self,
+    fn stream_append<S>(
+        &mut self,
         input: S,
         option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    ) -> BoxFuture<'_, Result<BoxStream<'_, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
@@ -142,7 +157,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match self.control(Request::PreVote(rpc), RPCTypes::Vote, &option).await? {
+        match self
+            .control(Request::PreVote(rpc), RPCTypes::Vote, &option)
+            .await?
+        {
             Response::Vote(response) => Ok(response),
             _ => Err(confused()),
         }
@@ -167,7 +185,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
         req: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
-        match self.control(Request::TransferLeader(req), RPCTypes::TransferLeader, &option).await? {
+        match self
+            .control(Request::TransferLeader(req), RPCTypes::TransferLeader, &option)
+            .await?
+        {
             Response::TransferLeader(response) => Ok(response),
             _ => Err(confused()),
         }

@@ -49,7 +49,12 @@ impl Peer {
     /// How long ago it was last heard; `None` when never.
     pub(crate) fn silence(&self) -> Option<Duration> {
         let at = self.heard.at.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.heard.start.elapsed().saturating_sub(Duration::from_millis(at)))
+        Some(
+            self.heard
+                .start
+                .elapsed()
+                .saturating_sub(Duration::from_millis(at)),
+        )
     }
 }
 
@@ -75,16 +80,30 @@ impl Peers {
         let map = others
             .map(|(&id, address)| {
                 let (addr, addr_rx) = watch::channel(address.clone());
-                let heard = Arc::new(Heard { start, at: AtomicU64::new(0) });
+                let heard = Arc::new(Heard {
+                    start,
+                    at: AtomicU64::new(0),
+                });
                 let note: Arc<dyn Fn() + Send + Sync> = {
                     let heard = heard.clone();
                     Arc::new(move || heard.now())
                 };
                 let open = |purpose| {
-                    Channel::spawn(identity.clone(), id, addr_rx.clone(), purpose, note.clone(), stop.clone())
+                    Channel::spawn(
+                        identity.clone(),
+                        id,
+                        addr_rx.clone(),
+                        purpose,
+                        note.clone(),
+                        stop.clone(),
+                    )
                 };
-                let peer =
-                    Peer { addr, heard, control: open(Purpose::Control), work: open(Purpose::Work) };
+                let peer = Peer {
+                    addr,
+                    heard,
+                    control: open(Purpose::Control),
+                    work: open(Purpose::Work),
+                };
                 (id, Arc::new(peer))
             })
             .collect();
@@ -105,7 +124,12 @@ impl Peers {
 
     /// The reachable members, this node included, by id.
     pub(crate) fn reachable(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<NodeId> = self.map.keys().copied().filter(|id| self.is_reachable(*id)).collect();
+        let mut nodes: Vec<NodeId> = self
+            .map
+            .keys()
+            .copied()
+            .filter(|id| self.is_reachable(*id))
+            .collect();
         nodes.push(self.me);
         nodes.sort_unstable();
         nodes

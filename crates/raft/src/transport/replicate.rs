@@ -21,8 +21,8 @@ use super::handshake::dial;
 use super::network::unreachable;
 use super::wire::{LogAck, LogFrame, Purpose, decode, encode};
 use crate::config::TypeConfig;
-use crate::machine::Raft;
 use crate::identity::Identity;
+use crate::machine::Raft;
 
 type RpcError = openraft::error::RPCError<TypeConfig>;
 type AppendResult = Result<StreamAppendResult<TypeConfig>, RpcError>;
@@ -44,18 +44,27 @@ pub(crate) struct LogLink {
 
 impl LogLink {
     pub(crate) fn new(identity: Arc<Identity>, target: NodeId, addr: String, patience: Duration) -> Self {
-        Self { identity, target, addr, patience, parked: Arc::default(), session: 0 }
+        Self {
+            identity,
+            target,
+            addr,
+            patience,
+            parked: Arc::default(),
+            session: 0,
+        }
     }
 
     /// Sends what `input` yields and yields the answers.
-    pub(crate) async fn stream<'s, S>(&'s mut self, input: S) -> Result<BoxStream<'s, AppendResult>, RpcError>
+    pub(crate) async fn stream<S>(&mut self, input: S) -> Result<BoxStream<'_, AppendResult>, RpcError>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let parked = self.parked.lock().await.take();
         let connection = match parked {
             Some(connection) => connection,
-            None => dial(&self.identity, self.target, &self.addr, Purpose::Log).await.map_err(unreachable)?,
+            None => dial(&self.identity, self.target, &self.addr, Purpose::Log)
+                .await
+                .map_err(unreachable)?,
         };
         self.session += 1;
         let session = Session {
@@ -109,7 +118,10 @@ where
             if self.input_done && self.sent.is_empty() {
                 return None;
             }
-            let expires = self.sent.front().map_or_else(Instant::now, |oldest| *oldest + self.patience);
+            let expires = self
+                .sent
+                .front()
+                .map_or_else(Instant::now, |oldest| *oldest + self.patience);
             tokio::select! {
                 biased;
                 frame = self.connection.reader.next() => {
@@ -148,7 +160,9 @@ where
 
 /// The follower's end: feeds openraft in order and sends its answers in order.
 pub(crate) async fn serve(connection: Connection, raft: Raft, heard: impl Fn() + Send) -> LinkError {
-    let Connection { mut reader, writer, .. } = connection;
+    let Connection {
+        mut reader, writer, ..
+    } = connection;
     let (acks, outgoing) = mpsc::channel(MAX_IN_FLIGHT);
     let mut writing = tokio::spawn(write_frames(writer, outgoing));
     let mut current: Option<(u64, mpsc::Sender<AppendEntriesRequest<TypeConfig>>)> = None;
@@ -193,5 +207,7 @@ pub(crate) async fn serve(connection: Connection, raft: Raft, heard: impl Fn() +
 }
 
 fn receive<T: Send + 'static>(queue: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
-    futures::stream::unfold(queue, |mut queue| async move { queue.recv().await.map(|item| (item, queue)) })
+    futures::stream::unfold(queue, |mut queue| async move {
+        queue.recv().await.map(|item| (item, queue))
+    })
 }

@@ -44,11 +44,22 @@ pub(crate) async fn send(
         .map_err(|error| Error::Unreachable(Unreachable::from_string(error)))?;
     // Not a storage error, which would stop the leader: a newer snapshot may have replaced the file.
     let storage = |error: std::io::Error| {
-        Error::Network(NetworkError::from_string(format!("cannot read the snapshot: {error}")))
+        Error::Network(NetworkError::from_string(format!(
+            "cannot read the snapshot: {error}"
+        )))
     };
     let (mut file, size) = snapshot.snapshot.open().await.map_err(storage)?;
     tracing::info!(peer = %to, size, last = ?snapshot.meta.last_log_id, "sending a snapshot");
-    put(&mut link, &SnapshotFrame::Begin { vote, meta: snapshot.meta, size }).await.map_err(network)?;
+    put(
+        &mut link,
+        &SnapshotFrame::Begin {
+            vote,
+            meta: snapshot.meta,
+            size,
+        },
+    )
+    .await
+    .map_err(network)?;
 
     let mut crc = crc32fast::Hasher::new();
     let mut left = size;
@@ -58,10 +69,14 @@ pub(crate) async fn send(
         file.read_exact(&mut chunk[..want]).await.map_err(storage)?;
         crc.update(&chunk[..want]);
         let bytes = Bytes::copy_from_slice(&chunk[..want]);
-        put(&mut link, &SnapshotFrame::Chunk(bytes)).await.map_err(network)?;
+        put(&mut link, &SnapshotFrame::Chunk(bytes))
+            .await
+            .map_err(network)?;
         left -= want as u64;
     }
-    put(&mut link, &SnapshotFrame::End { crc: crc.finalize() }).await.map_err(network)?;
+    put(&mut link, &SnapshotFrame::End { crc: crc.finalize() })
+        .await
+        .map_err(network)?;
 
     // Installing a large state takes its time; the timeout of the whole transfer bounds it.
     match timeout(option.soft_ttl(), link.receive::<SnapshotAck>()).await {
@@ -73,7 +88,9 @@ pub(crate) async fn send(
 }
 
 async fn put(link: &mut Connection, frame: &SnapshotFrame) -> Result<(), LinkError> {
-    timeout(CHUNK_WITHIN, link.send(frame)).await.map_err(|_| LinkError::Silent)?
+    timeout(CHUNK_WITHIN, link.send(frame))
+        .await
+        .map_err(|_| LinkError::Silent)?
 }
 
 /// Receives one snapshot into `folder` and has openraft install it.
@@ -111,7 +128,9 @@ impl From<std::io::Error> for Broken {
 
 async fn take(link: &mut Connection, raft: &Raft, folder: &Path) -> Result<Vote, Broken> {
     let SnapshotFrame::Begin { vote, meta, size } = get(link).await? else {
-        return Err(Broken::Here("a snapshot must begin with what it covers".to_owned()));
+        return Err(Broken::Here(
+            "a snapshot must begin with what it covers".to_owned(),
+        ));
     };
     tracing::info!(peer = %link.peer, size, last = ?meta.last_log_id, "receiving a snapshot");
     let mut incoming = Incoming::create(folder).await?;
@@ -129,17 +148,23 @@ async fn take(link: &mut Connection, raft: &Raft, folder: &Path) -> Result<Vote,
             }
             SnapshotFrame::End { crc: theirs } if left == 0 && theirs == crc.clone().finalize() => break,
             SnapshotFrame::End { .. } => {
-                return Err(Broken::Here("the snapshot arrived incomplete or damaged".to_owned()));
+                return Err(Broken::Here(
+                    "the snapshot arrived incomplete or damaged".to_owned(),
+                ));
             }
         }
     }
     let file = incoming.finish().await?;
     let snapshot = Snapshot { meta, snapshot: file };
-    let response =
-        raft.install_full_snapshot(vote, snapshot).await.map_err(|error| Broken::Here(error.to_string()))?;
+    let response = raft
+        .install_full_snapshot(vote, snapshot)
+        .await
+        .map_err(|error| Broken::Here(error.to_string()))?;
     Ok(response.vote)
 }
 
 async fn get(link: &mut Connection) -> Result<SnapshotFrame, LinkError> {
-    timeout(CHUNK_WITHIN, link.receive()).await.map_err(|_| LinkError::Silent)?
+    timeout(CHUNK_WITHIN, link.receive())
+        .await
+        .map_err(|_| LinkError::Silent)?
 }

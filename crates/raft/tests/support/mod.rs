@@ -1,6 +1,7 @@
 //! A cluster in one process: real nodes over the in-memory store, each behind a proxy that can cut it off.
 
-#![allow(dead_code)] // each test binary uses its part
+// Each test binary uses its part of this, and a test may unwrap wherever it is written.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -10,11 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use regent_raft::{
-    ClusterSecret, MemoryDisk, Node, Options, PeerService, ProposeError, Proposed, SnapshotPolicy, StartError,
-    Storage, Timing,
+    ClusterSecret, MemoryDisk, Node, Options, PeerService, ProposeError, Proposed, SnapshotPolicy,
+    StartError, Storage, Timing,
 };
-use regent_state::{Caller, Operation, Request};
 use regent_state::operation::InitCluster;
+use regent_state::{Caller, Operation, Request};
 use regent_types::{NodeId, TokenId, UserName};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,7 +53,11 @@ impl PeerService for Echo {
     fn call(&self, from: NodeId, body: Bytes) -> BoxFuture<'_, Result<Bytes, String>> {
         Box::pin(async move {
             let text = String::from_utf8_lossy(&body).into_owned();
-            if text == "refuse" { Err("as you wish".to_owned()) } else { Ok(format!("{from}:{text}").into()) }
+            if text == "refuse" {
+                Err("as you wish".to_owned())
+            } else {
+                Ok(format!("{from}:{text}").into())
+            }
         })
     }
 }
@@ -75,7 +80,10 @@ impl Cluster {
     pub async fn plan() -> Self {
         // RUST_LOG=debug shows what the nodes say.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
         let (cut, _) = watch::channel(BTreeSet::new());
         let mut cluster = Self {
             nodes: BTreeMap::new(),
@@ -88,9 +96,16 @@ impl Cluster {
         };
         for id in 1..=3 {
             let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            cluster.members.insert(NodeId(id), front.local_addr().unwrap().to_string());
+            cluster
+                .members
+                .insert(NodeId(id), front.local_addr().unwrap().to_string());
             cluster.disks.insert(id, MemoryDisk::default());
-            tokio::spawn(proxy(front, id, cluster.behind.subscribe(), cluster.cut.subscribe()));
+            tokio::spawn(proxy(
+                front,
+                id,
+                cluster.behind.subscribe(),
+                cluster.cut.subscribe(),
+            ));
         }
         cluster
     }
@@ -176,7 +191,10 @@ impl Cluster {
     pub async fn leader(&self) -> u64 {
         until("a leader is elected", || {
             let cut = self.cut.borrow();
-            self.nodes.iter().find(|(id, n)| !cut.contains(id) && n.leadership().borrow().mine.is_some()).map(|(id, _)| *id)
+            self.nodes
+                .iter()
+                .find(|(id, n)| !cut.contains(id) && n.leadership().borrow().mine.is_some())
+                .map(|(id, _)| *id)
         })
         .await
     }
@@ -203,13 +221,21 @@ impl Cluster {
     /// Waits until every running node has applied the same and gives its users.
     pub async fn converge(&self) -> BTreeSet<String> {
         until("all nodes have applied the same", || {
-            let mut indexes: Vec<u64> = self.nodes.values().map(|node| node.view().applied_index).collect();
+            let mut indexes: Vec<u64> = self
+                .nodes
+                .values()
+                .map(|node| node.view().applied_index)
+                .collect();
             indexes.dedup();
             (indexes.len() == 1).then_some(())
         })
         .await;
         let mut all: Vec<BTreeSet<String>> = self.nodes.values().map(users).collect();
-        let digests: BTreeSet<u64> = self.nodes.values().map(|n| n.view().state.content_digest()).collect();
+        let digests: BTreeSet<u64> = self
+            .nodes
+            .values()
+            .map(|n| n.view().state.content_digest())
+            .collect();
         assert_eq!(digests.len(), 1, "the states differ");
         all.pop().unwrap()
     }
@@ -233,12 +259,20 @@ pub fn make_user(name: &str) -> Request {
 }
 
 pub fn users(node: &Node) -> BTreeSet<String> {
-    node.view().state.users().keys().map(ToString::to_string).filter(|name| name != "admin").collect()
+    node.view()
+        .state
+        .users()
+        .keys()
+        .map(ToString::to_string)
+        .filter(|name| name != "admin")
+        .collect()
 }
 
 /// Waits for the reason why a node cannot go on.
 pub async fn failure(node: &Node) -> String {
-    timeout(PATIENCE, node.failed()).await.expect("the node should have failed")
+    timeout(PATIENCE, node.failed())
+        .await
+        .expect("the node should have failed")
 }
 
 async fn proxy(
@@ -266,7 +300,9 @@ async fn relay(mut client: TcpStream, to: u64, behind: SocketAddr, cut: watch::R
         return;
     }
     let from = sender(&hello).unwrap_or(0);
-    let Ok(mut server) = TcpStream::connect(behind).await else { return };
+    let Ok(mut server) = TcpStream::connect(behind).await else {
+        return;
+    };
     let ends = [from, to];
     open(&mut cut.clone(), ends).await;
     if server.write_all(&length).await.is_err() || server.write_all(&hello).await.is_err() {
@@ -281,7 +317,9 @@ async fn relay(mut client: TcpStream, to: u64, behind: SocketAddr, cut: watch::R
 }
 
 async fn open(cut: &mut watch::Receiver<BTreeSet<u64>>, ends: [u64; 2]) {
-    let _ = cut.wait_for(|cut| !ends.iter().any(|end| cut.contains(end))).await;
+    let _ = cut
+        .wait_for(|cut| !ends.iter().any(|end| cut.contains(end)))
+        .await;
 }
 
 async fn pump(
@@ -292,7 +330,9 @@ async fn pump(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let Ok(read) = from.read(&mut buffer).await else { return };
+        let Ok(read) = from.read(&mut buffer).await else {
+            return;
+        };
         if read == 0 {
             return;
         }
