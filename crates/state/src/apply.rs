@@ -273,7 +273,7 @@ mod tests {
     }
 
     /// The alarm of the digest: an apply that is not the same everywhere shows at that very
-    /// revision, in a field that no outcome or later question may ever touch, and does not heal.
+    /// revision, and the difference does not heal.
     #[test]
     fn a_nondeterministic_apply_makes_the_digests_differ() {
         let (mut one, mut other) = (State::new(), State::new());
@@ -298,6 +298,15 @@ mod tests {
         apply(&mut other, 5, 5, put("d")).unwrap();
         assert_ne!(one.digest(), other.digest(), "a difference must not be forgotten");
         assert_ne!(one.content_digest(), other.content_digest());
+    }
+
+    /// The outcome says nothing of the templates that the first operation writes: the records do.
+    #[test]
+    fn the_digest_covers_changes_that_no_outcome_shows() {
+        let (mut one, mut other) = (State::new(), State::new());
+        other.skew(1);
+        assert_eq!(apply(&mut one, 1, 5, init()), apply(&mut other, 1, 5, init()));
+        assert_ne!(one.digest(), other.digest());
     }
 
     #[test]

@@ -259,7 +259,11 @@ impl Before {
             let over = (used.sessions > was.sessions
                 && capacity.max_sessions.is_some_and(|max| used.sessions > max))
                 || (used.memory > was.memory && capacity.memory.is_some_and(|max| used.memory > max));
-            assert!(!over, "agent {} is oversubscribed: {used:?} of {capacity:?}", agent.id);
+            assert!(
+                !over,
+                "agent {} is oversubscribed: {used:?} of {capacity:?}",
+                agent.id
+            );
         }
         let gone = |id: &AgentId| state.agent(id).is_none();
         self.allocated.retain(|id, _| !gone(id));
