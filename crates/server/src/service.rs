@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
-use regent_state::{Caller, Operation, Rejection, Request};
+use regent_state::{Caller, Operation, Request};
 use regent_types::{NodeId, Time};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -107,11 +107,6 @@ impl Service {
         self.inner.draining.load(Ordering::SeqCst)
     }
 
-    /// Wall time, for people and token expiry shown to them; nothing is decided by it.
-    pub(crate) fn wall_now(&self) -> Time {
-        wall_now()
-    }
-
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
         Ok(self.inner.node.propose(&request, Instant::now() + REQUEST_DEADLINE).await?)
@@ -157,11 +152,7 @@ impl Service {
     }
 }
 
-/// Whether a rejection says that a report or a decision came too late; nobody needs to act on it.
-pub(crate) fn is_outdated(rejection: &Rejection) -> bool {
-    matches!(rejection, Rejection::Superseded | Rejection::WrongLeadership)
-}
-
+/// Wall time, for people; nothing is decided by it.
 pub(crate) fn wall_now() -> Time {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))

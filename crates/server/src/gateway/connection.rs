@@ -10,22 +10,20 @@
 //! `CommandSent`, and only when that is applied the frame is sent. Invariant: a frame for (command, run,
 //! attempt) is sent at most once per connection.
 
-use std::collections::BTreeSet;
+mod commands;
+mod leases;
+mod reports;
 
-use regent_state::operation::{ReportSession, ReportedSession};
-use regent_state::record::{Action, Command, CommandState};
-use regent_state::{Operation, Outcome, Rejection, State};
+use std::collections::BTreeMap;
+
+use regent_state::operation::ReportedSession;
+use regent_state::{Operation, Rejection, State};
 use regent_types::frame::{
-    AgentFrame, CLOSE_SUPERSEDED, CommandFrame, Empty, FailedFrame, FrameError, Heartbeat, Hello, Incoming,
-    LeaseConfirmedFrame, LeaseReasonFrame, LeaseRefusedFrame, LeaseRenewedFrame, LeaseTokenFrame, PROTOCOL,
-    Reason, ServerFrame, StatusFrame, Welcome,
+    AgentFrame, CLOSE_SUPERSEDED, Empty, FrameError, Hello, Incoming, PROTOCOL, Reason, ServerFrame, Welcome,
 };
-use regent_types::session::SessionState;
-use regent_types::{AgentId, CommandId, Epoch, LeaseName, NodeId, Principal, ReplicaName, Time, Token, TokenId};
-use serde_json::Value;
+use regent_types::{AgentId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, Time, Token, TokenId};
 
 use super::lanes::Lanes;
-use super::{payload, v2};
 
 /// How long a new connection may take to say `hello` before it is taken for a v2 agent.
 pub(super) const HELLO_WITHIN_MS: u64 = 2_000;
@@ -38,8 +36,6 @@ const V2_STALE_MS: u64 = 45_000;
 const MAX_MALFORMED: u32 = 20;
 /// Commands handed over at once; the agent's own queue must not become the real one.
 const MAX_HANDING: usize = 64;
-/// Pause after commands could not be handed over.
-const RETRY_MS: u64 = 200;
 /// Close code: this node goes away or lost its quorum; connect to another.
 pub(super) const CLOSE_GOING_AWAY: u16 = 1001;
 /// Close code: this connection may not be.
@@ -116,6 +112,17 @@ enum Phase {
     Closed,
 }
 
+/// Why a command that looks deliverable is left alone.
+#[derive(Debug, Clone, Copy)]
+enum Handing {
+    /// `CommandSent` is under way.
+    UnderWay,
+    /// It is decided at this revision, which this node may not have applied yet.
+    DecidedAt(Revision),
+    /// It was refused; not before this time again.
+    RestingUntil(u64),
+}
+
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -124,7 +131,7 @@ pub(super) struct Connection {
     /// The newest epoch that it had, to disconnect with; `None` once that would say nothing.
     leaving: Option<Epoch>,
     lanes: Lanes,
-    handing: BTreeSet<CommandId>,
+    handing: BTreeMap<CommandId, Handing>,
     hand_again_at: Option<u64>,
     heard_at: u64,
     ping_at: u64,
@@ -143,7 +150,7 @@ impl Connection {
             phase: Phase::Silent { until: now + HELLO_WITHIN_MS },
             leaving: None,
             lanes: Lanes::default(),
-            handing: BTreeSet::new(),
+            handing: BTreeMap::new(),
             hand_again_at: None,
             heard_at: now,
             ping_at,
@@ -195,7 +202,7 @@ impl Connection {
     }
 
     /// A text frame came.
-    pub(super) fn on_text(&mut self, text: &str, now: u64, state: &State) {
+    pub(super) fn on_text(&mut self, text: &str, now: u64, wall: Time, state: &State) {
         self.heard_at = now;
         let frame = match AgentFrame::parse(text) {
             Ok(Incoming::Frame(frame)) => Some(frame),
@@ -219,7 +226,7 @@ impl Connection {
                     self.renew_own(token, now);
                 }
                 if let Some(frame) = frame {
-                    self.on_frame(frame, protocol, epoch, token, now, state);
+                    self.on_frame(frame, protocol, epoch, token, (now, wall), state);
                 }
             }
             // Not read in these phases.
@@ -255,7 +262,7 @@ impl Connection {
             protocol: PROTOCOL,
             stale_ms: self.identity.stale_ms,
             runtime_id: hello.runtime_id,
-            sessions: Some(hello.sessions.into_iter().map(running_session).collect()),
+            sessions: Some(hello.sessions.into_iter().map(reports::running_session).collect()),
         }));
     }
 
@@ -284,7 +291,7 @@ impl Connection {
                 self.handing.clear();
                 if protocol == V2 {
                     if let Some(first) = first {
-                        self.on_text(&first, now, state);
+                        self.on_text(&first, now, wall, state);
                     }
                     return;
                 }
@@ -314,171 +321,6 @@ impl Connection {
         }
     }
 
-    fn on_frame(
-        &mut self,
-        frame: AgentFrame,
-        protocol: u32,
-        epoch: Epoch,
-        token: Option<Token>,
-        now: u64,
-        state: &State,
-    ) {
-        let agent = self.identity.agent.clone();
-        match frame {
-            AgentFrame::Hello(_) => {
-                metrics::counter!("regent_agent_frames_ignored_total", "why" => "hello_twice").increment(1);
-            }
-            AgentFrame::Heartbeat(heartbeat) => {
-                self.renew_own(token, now);
-                self.on_capacity(&heartbeat, epoch, state);
-            }
-            AgentFrame::Pong(_) => {}
-            AgentFrame::Ack(ack) => {
-                let operation = Operation::CommandAcked { id: ack.command_id.clone(), run: ack.run, agent, epoch };
-                self.report(subject_of(&ack.command_id, state), operation);
-            }
-            AgentFrame::Progress(progress) => {
-                metrics::counter!("regent_command_progress_total").increment(1);
-                tracing::debug!(%agent, command = %progress.command_id, message = progress.message, percent = progress.percent, "progress");
-            }
-            AgentFrame::Complete(complete) => {
-                let subject = subject_of(&complete.command_id, state);
-                let (url, metadata) = of_session(&complete.result);
-                self.report(
-                    subject,
-                    Operation::CommandCompleted {
-                        id: complete.command_id,
-                        run: complete.run,
-                        agent,
-                        epoch,
-                        result: complete.result.to_string(),
-                        url,
-                        metadata,
-                    },
-                );
-            }
-            AgentFrame::Failed(failed) => self.on_failed(failed, protocol, epoch, state),
-            AgentFrame::Status(status) => self.on_status(status, epoch),
-            AgentFrame::LeaseKeepalive(keepalive) => {
-                let own = Some(keepalive.token) == token && keepalive.name == LeaseName::of_agent(&agent);
-                if own || self.owns(&keepalive.name, state) {
-                    self.effects.push(Effect::Renew {
-                        name: keepalive.name,
-                        token: keepalive.token,
-                        seq: Some(keepalive.seq),
-                    });
-                } else {
-                    self.lost(keepalive.name, "it is not held under this token by this agent");
-                }
-            }
-            AgentFrame::LeaseRelease(LeaseTokenFrame { name, token }) => {
-                self.effects.push(Effect::Release { name, token });
-            }
-            AgentFrame::LeaseCampaign(campaign) => {
-                if campaign.name.agent().is_some() {
-                    // Without replicas the gateway holds it for the connection.
-                    let detail = "the node holds this lease for the agent's connection".to_owned();
-                    let refused =
-                        LeaseRefusedFrame { name: campaign.name, code: regent_types::Code::WrongState, detail };
-                    self.send(&ServerFrame::LeaseRefused(refused), crate::service::wall_now());
-                } else {
-                    self.effects.push(Effect::Acquire { name: campaign.name, ttl_ms: campaign.ttl_ms });
-                }
-            }
-        }
-    }
-
-    fn on_failed(&mut self, failed: FailedFrame, protocol: u32, epoch: Epoch, state: &State) {
-        let agent = self.identity.agent.clone();
-        let subject = subject_of(&failed.command_id, state);
-        let action = state.command(&failed.command_id).map(|command| command.action.clone());
-        let done = protocol == V2 && action.is_some_and(|action| v2::is_done_already(&action, &failed.error));
-        let operation = if done {
-            tracing::info!(%agent, command = %failed.command_id, error = failed.error, "a repeated command had been done already");
-            let result = serde_json::json!({ "message": failed.error }).to_string();
-            Operation::CommandCompleted {
-                id: failed.command_id,
-                run: failed.run,
-                agent,
-                epoch,
-                result,
-                url: None,
-                metadata: None,
-            }
-        } else {
-            Operation::CommandFailed {
-                id: failed.command_id,
-                run: failed.run,
-                agent,
-                epoch,
-                error: failed.error,
-                retryable: failed.retryable,
-            }
-        };
-        self.report(subject, operation);
-    }
-
-    fn on_status(&mut self, status: StatusFrame, epoch: Epoch) {
-        let Some(reported) = v2::reported(&status.state) else {
-            metrics::counter!("regent_agent_frames_ignored_total", "why" => "unknown_state").increment(1);
-            tracing::debug!(agent = %self.identity.agent, session = %status.session_id, state = status.state, "a session's state was not understood");
-            return;
-        };
-        let metadata = if status.metadata.is_null() { String::new() } else { status.metadata.to_string() };
-        let session = ReportedSession {
-            name: status.session_id.clone(),
-            state: reported,
-            generation: status.generation,
-            reason: status.reason,
-            url: status.url,
-            metadata,
-        };
-        let report = ReportSession { agent: self.identity.agent.clone(), epoch, session };
-        self.report(format!("session {}", status.session_id), Operation::ReportSession(report));
-    }
-
-    /// Capacity is written to the log only when it differs from what is known: an idle agent's
-    /// heartbeats change nothing.
-    fn on_capacity(&mut self, heartbeat: &Heartbeat, epoch: Epoch, state: &State) {
-        let (Some(told), Some(agent)) = (heartbeat.capacity, state.agent(&self.identity.agent)) else { return };
-        let mut capacity = agent.capacity;
-        capacity.max_sessions = told.max_sessions.or(capacity.max_sessions);
-        capacity.cpu = told.cpu.map(|cpu| cpu.0).or(capacity.cpu);
-        capacity.memory = told.memory.map(|memory| memory.0).or(capacity.memory);
-        if capacity != agent.capacity {
-            let agent = self.identity.agent.clone();
-            self.report("capacity".to_owned(), Operation::AgentCapacity { agent, epoch, capacity });
-        }
-    }
-
-    fn report(&mut self, subject: String, operation: Operation) {
-        if let Some((subject, operation)) = self.lanes.push(subject, operation) {
-            self.effects.push(Effect::Report { subject, operation });
-        }
-    }
-
-    /// A report was applied, rejected, or given up.
-    pub(super) fn reported(&mut self, subject: &str, result: Result<Result<Outcome, Rejection>, String>) {
-        match result {
-            Ok(Ok(_)) => {}
-            // Whether this one is superseded is for the state to say: the report may be of an earlier
-            // epoch of this very connection.
-            Ok(Err(Rejection::Superseded)) => {
-                metrics::counter!("regent_agent_reports_superseded_total").increment(1);
-            }
-            Ok(Err(rejection)) => {
-                metrics::counter!("regent_agent_reports_rejected_total").increment(1);
-                tracing::debug!(agent = %self.identity.agent, subject, %rejection, "a report was rejected");
-            }
-            Err(error) => self.close(CLOSE_TRY_LATER, format!("a report could not be written: {error}")),
-        }
-        if let Some((subject, operation)) = self.lanes.done(subject)
-            && !matches!(self.phase, Phase::Closed)
-        {
-            self.effects.push(Effect::Report { subject, operation });
-        }
-    }
-
     /// The applied state is (perhaps) a newer one. `cluster_now` is the time that it counts by.
     pub(super) fn on_state(&mut self, state: &State, now: u64, cluster_now: u64, wall: Time) {
         let Phase::Joined { protocol, epoch, .. } = self.phase else { return };
@@ -505,135 +347,32 @@ impl Connection {
         if agent.leading().is_none_or(|leading| leading.epoch != epoch) {
             return; // a standby carries no commands
         }
+        self.handing.retain(|_, handing| match handing {
+            Handing::UnderWay => true,
+            Handing::DecidedAt(revision) => *revision > state.revision(),
+            Handing::RestingUntil(at) => *at > now,
+        });
         for command in state.deliverable(&self.identity.agent, cluster_now) {
             if self.handing.len() >= MAX_HANDING {
                 break;
             }
-            if self.handing.insert(command.id.clone()) {
-                self.effects.push(Effect::Hand {
-                    id: command.id.clone(),
-                    run: command.run,
-                    attempt: command.attempts + 1,
-                    epoch,
-                });
+            if self.handing.contains_key(&command.id) {
+                continue;
             }
+            self.handing.insert(command.id.clone(), Handing::UnderWay);
+            self.effects.push(Effect::Hand {
+                id: command.id.clone(),
+                run: command.run,
+                attempt: command.attempts + 1,
+                epoch,
+            });
         }
         let due = state.next_wakeup(&self.identity.agent).filter(|at| *at > cluster_now);
-        self.hand_again_at = due.map(|at| now + (at - cluster_now) + 1);
-    }
-
-    /// `CommandSent` was applied, or not; `state` holds it if it was.
-    pub(super) fn handed(
-        &mut self,
-        (id, run, attempt, epoch): (CommandId, u32, u32, Epoch),
-        result: Result<Result<Outcome, Rejection>, String>,
-        (state, now, wall): (&State, u64, Time),
-    ) {
-        self.handing.remove(&id);
-        let Phase::Joined { protocol, epoch: current, token } = self.phase else { return };
-        let command = match result {
-            Ok(Ok(Outcome::Command(command))) => command,
-            // Perhaps an earlier try of the same proposal was applied and only its answer lost.
-            Ok(Ok(_)) => match state.command(&id) {
-                Some(command) => command.clone(),
-                None => return,
-            },
-            Ok(Err(rejection)) => {
-                tracing::debug!(agent = %self.identity.agent, command = %id, %rejection, "a command was not handed over");
-                return;
-            }
-            Err(error) => {
-                tracing::debug!(agent = %self.identity.agent, command = %id, error, "a command was not handed over; it is tried again");
-                self.hand_again_at = Some(self.hand_again_at.map_or(now + RETRY_MS, |at| at.min(now + RETRY_MS)));
-                return;
-            }
-        };
-        let is_this = matches!(command.state, CommandState::Sent { epoch: sent, .. } if sent == epoch)
-            || matches!(command.state, CommandState::Acknowledged { epoch: sent, .. } if sent == epoch);
-        if epoch == current && is_this && command.run == run && command.attempts == attempt {
-            metrics::counter!("regent_commands_sent_total").increment(1);
-            tracing::debug!(agent = %self.identity.agent, command = %id, run, attempt, "command sent");
-            self.send_command(&command, protocol, token, state, wall);
-        }
-    }
-
-    fn send_command(&mut self, command: &Command, protocol: u32, token: Option<Token>, state: &State, wall: Time) {
-        let payload = payload::of(state, command);
-        if protocol == V2 {
-            self.effects.push(Effect::Send(v2::command(&command.id, &command.action, payload)));
-            return;
-        }
-        let frame = CommandFrame {
-            command_id: command.id.clone(),
-            run: command.run,
-            action: command.action.as_str().to_owned(),
-            payload,
-            token: token.unwrap_or_default(),
-            attempt: command.attempts,
-            deadline: Some(execution_ms(&command.action)),
-        };
-        self.send(&ServerFrame::Command(frame), wall);
-    }
-
-    /// A renewal was answered.
-    pub(super) fn renewed(
-        &mut self,
-        name: &LeaseName,
-        token: Token,
-        seq: Option<u64>,
-        result: Result<u64, crate::keepalive::KeepaliveError>,
-        wall: Time,
-    ) {
-        use crate::keepalive::KeepaliveError;
-        if seq.is_none() {
-            self.renewing = false;
-        }
-        let Phase::Joined { token: own, .. } = self.phase else { return };
-        match result {
-            Ok(ttl_ms) => {
-                if let Some(seq) = seq {
-                    let renewed = LeaseRenewedFrame { name: name.clone(), token, ttl_ms, seq };
-                    self.send(&ServerFrame::LeaseRenewed(renewed), wall);
-                }
-            }
-            Err(KeepaliveError::Lost) if Some(token) == own && *name == LeaseName::of_agent(&self.identity.agent) => {
-                self.close_lost(CLOSE_TRY_LATER, format!("{name} is not held under token {token} any more"));
-            }
-            Err(KeepaliveError::Lost) => self.lost(name.clone(), "it is not held under this token"),
-            // The next one may be; a node for which none is for too long lets its agents go.
-            Err(KeepaliveError::Unavailable(error)) => {
-                tracing::debug!(agent = %self.identity.agent, lease = %name, %error, "a renewal was not confirmed");
-            }
-        }
-    }
-
-    /// A campaign was decided.
-    pub(super) fn granted(
-        &mut self,
-        name: LeaseName,
-        result: Result<Result<Outcome, Rejection>, String>,
-        wall: Time,
-    ) {
-        let frame = match result {
-            Ok(Ok(Outcome::Lease(lease))) => {
-                ServerFrame::LeaseGranted(LeaseConfirmedFrame { name, token: lease.token, ttl_ms: lease.ttl_ms })
-            }
-            Ok(Err(Rejection::LeaseHeld { holder, token })) => {
-                ServerFrame::LeaseObserved(regent_types::frame::LeaseObservedFrame { name, holder, token })
-            }
-            Ok(Ok(_)) => return,
-            Ok(Err(rejection)) => ServerFrame::LeaseRefused(LeaseRefusedFrame {
-                name,
-                code: regent_types::Code::Forbidden,
-                detail: rejection.to_string(),
-            }),
-            Err(error) => ServerFrame::LeaseRefused(LeaseRefusedFrame {
-                name,
-                code: regent_types::Code::OutcomeUnknown,
-                detail: error,
-            }),
-        };
-        self.send(&frame, wall);
+        let rested = self.handing.values().filter_map(|handing| match handing {
+            Handing::RestingUntil(at) => Some(*at),
+            Handing::UnderWay | Handing::DecidedAt(_) => None,
+        });
+        self.hand_again_at = due.map(|at| now + (at - cluster_now) + 1).into_iter().chain(rested).min();
     }
 
     /// Time passed.
@@ -697,31 +436,9 @@ impl Connection {
         self.close(code, reason);
     }
 
-    fn lost(&mut self, name: LeaseName, reason: &str) {
-        let frame = ServerFrame::LeaseLost(LeaseReasonFrame { name, reason: reason.to_owned() });
-        self.send(&frame, crate::service::wall_now());
-    }
-
     fn send(&mut self, frame: &ServerFrame, wall: Time) {
         let v2 = matches!(self.phase, Phase::Joined { protocol: V2, .. });
         self.effects.push(Effect::Send(frame.to_text((!v2).then_some(wall))));
-    }
-
-    /// Once per heartbeat: an agent that sends many frames renews no more often.
-    fn renew_own(&mut self, token: Option<Token>, now: u64) {
-        let Some(token) = token else { return };
-        let soon = self.renewed_at.is_some_and(|at| now < at + self.identity.heartbeat_ms / 2);
-        if self.renewing || soon {
-            return;
-        }
-        self.renewing = true;
-        self.renewed_at = Some(now);
-        self.effects.push(Effect::Renew { name: LeaseName::of_agent(&self.identity.agent), token, seq: None });
-    }
-
-    fn owns(&self, name: &LeaseName, state: &State) -> bool {
-        let me = Principal::Agent(self.identity.agent.clone());
-        name.agent().is_none() && state.lease(name).is_some_and(|lease| lease.owner == me)
     }
 
     fn stale_ms(&self) -> u64 {
@@ -732,48 +449,5 @@ impl Connection {
     }
 }
 
-/// How long an action may take once acknowledged, for the agent; the state has the deciding clock.
-fn execution_ms(action: &Action) -> u64 {
-    use regent_state::limits::{CUSTOM_MS, HIBERNATING_MS, STARTING_MS, TERMINATING_MS, WAKING_MS};
-    match action {
-        Action::StartSession => STARTING_MS,
-        Action::StopSession => TERMINATING_MS,
-        Action::HibernateSession => HIBERNATING_MS,
-        Action::WakeSession => WAKING_MS,
-        Action::Custom(_) => CUSTOM_MS,
-    }
-}
-
-/// What a report is about, as the name of its lane.
-fn subject_of(command: &CommandId, state: &State) -> String {
-    match state.command(command).and_then(|command| command.session.as_ref()) {
-        Some(session) => format!("session {session}"),
-        None => format!("command {command}"),
-    }
-}
-
-/// What the result of a command says of its session.
-fn of_session(result: &Value) -> (Option<String>, Option<String>) {
-    let url = result.get("url").and_then(Value::as_str).filter(|url| !url.is_empty()).map(str::to_owned);
-    let metadata = result.get("metadata").filter(|metadata| metadata.is_object()).map(Value::to_string);
-    (url, metadata)
-}
-
-fn running_session(session: regent_types::frame::RunningSession) -> ReportedSession {
-    use regent_state::operation::Reported;
-    let state = match session.state {
-        SessionState::Pending | SessionState::Starting => Reported::Starting,
-        SessionState::Running | SessionState::Hibernating | SessionState::Terminating => Reported::Running,
-        SessionState::Hibernated | SessionState::Waking => Reported::Hibernated,
-        SessionState::Terminated => Reported::Exited,
-        SessionState::Failed | SessionState::Lost => Reported::Failed,
-    };
-    ReportedSession {
-        name: session.session_id,
-        state,
-        generation: Some(session.generation),
-        reason: session.reason,
-        url: session.url,
-        metadata: String::new(),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,8 @@ use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use rand::RngExt;
 use regent_state::operation::AgentConnected;
-use regent_state::{Caller, Operation, Outcome, Rejection, Request};
-use regent_types::{CommandId, Epoch, LeaseName, Token, TokenId};
+use regent_state::{Applied, Caller, Operation, Outcome, Request};
+use regent_types::{CommandId, Epoch, LeaseName, Revision, Token, TokenId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -34,25 +34,27 @@ const JOIN_WITHIN: Duration = Duration::from_secs(10);
 const HAND_WITHIN: Duration = Duration::from_secs(5);
 /// Longest pause between two tries of a proposal.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long a closed agent may take to close its side.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(1);
 /// The reason in a close frame, in bytes (RFC 6455, 5.5.1: 125 with the code).
 const MAX_REASON: usize = 120;
 
-type Decided = Result<Result<Outcome, Rejection>, String>;
+/// What applying gave and at which revision, or why nobody knows.
+type Decided = Result<(Revision, Applied), String>;
 
 /// What came of an effect.
 enum Done {
     Joined(Joined),
-    Reported(String, Decided),
+    Reported(String, Result<Applied, String>),
     Handed((CommandId, u32, u32, Epoch), Decided),
     Renewed(LeaseName, Token, Option<u64>, Result<u64, KeepaliveError>),
-    Granted(LeaseName, Decided),
+    Granted(LeaseName, Result<Applied, String>),
     Released,
 }
 
 /// Runs a connection to its end, its disconnect included.
 pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity, seat: Seat) {
-    let agent = identity.agent.clone();
-    let (sink, stream) = socket.split();
+    let (sink, mut stream) = socket.split();
     let (queue, queued) = mpsc::channel(SEND_QUEUE);
     let writer = tokio::spawn(write(sink, queued));
     let mut shell = Shell {
@@ -63,23 +65,35 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         work: FuturesUnordered::new(),
         ended: None,
     };
-    shell.serve(stream, &seat).await;
+    shell.serve(&mut stream, &seat).await;
 
     // Nothing more is queued, so the writer ends once it has written what was.
     shell.queue = None;
-    let _ = writer.await;
-    let reason = shell.ended.unwrap_or_else(|| "the agent closed its connection".to_owned());
-    if let Some(epoch) = shell.core.epoch_to_leave() {
-        let replica = shell.core.replica().clone();
-        tracing::info!(%agent, %replica, %epoch, reason, "agent disconnected");
-        let operation = Operation::AgentDisconnected { agent, replica, epoch, reason };
-        // Bounded: after the stale time the lease clock has said the same.
-        let within = service.options().stale_after;
-        if let Err(error) = propose_until(&service, own(&service, operation), within).await {
-            tracing::warn!(%error, "a disconnect could not be written; the agent's lease will run out");
-        }
-    } else {
-        tracing::info!(%agent, reason, "connection closed");
+    let farewell = async {
+        let _ = writer.await;
+        // What still arrives is read away: closing a socket with unread bytes resets it, and the agent
+        // would never see why it was closed.
+        let rest = async { while let Some(Ok(_)) = stream.next().await {} };
+        let _ = tokio::time::timeout(FAREWELL_WITHIN, rest).await;
+    };
+    let reason = shell.ended.take().unwrap_or_else(|| "the agent closed its connection".to_owned());
+    let (agent, replica) = (shell.identity.agent.clone(), shell.core.replica().clone());
+    let left = shell.core.epoch_to_leave();
+    // Whatever is still under way may be done or not; nobody waits for it any more.
+    drop(shell);
+    let Some(epoch) = left else {
+        tracing::info!(%agent, %replica, reason, "connection closed");
+        farewell.await;
+        drop(seat);
+        return;
+    };
+    tracing::info!(%agent, %replica, %epoch, reason, "agent disconnected");
+    let operation = Operation::AgentDisconnected { agent, replica, epoch, reason };
+    // Bounded: after the stale time the lease clock has said the same.
+    let within = service.options().stale_after;
+    let ((), decided) = tokio::join!(farewell, propose_until(&service, own(&service, operation), within));
+    if let Err(error) = decided {
+        tracing::warn!(error, "a disconnect could not be written; the agent's lease will run out");
     }
     drop(seat);
 }
@@ -96,7 +110,7 @@ struct Shell {
 }
 
 impl Shell {
-    async fn serve(&mut self, mut stream: SplitStream<WebSocket>, seat: &Seat) {
+    async fn serve(&mut self, stream: &mut SplitStream<WebSocket>, seat: &Seat) {
         let node = self.service.node().clone();
         while self.perform() {
             let timer = self.core.next_time().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(boot_ms())));
@@ -112,7 +126,7 @@ impl Shell {
                     self.look();
                 }
                 message = stream.next(), if self.core.wants_frames() => match message {
-                    Some(Ok(Message::Text(text))) => self.core.on_text(&text, boot_ms(), &node.view().state),
+                    Some(Ok(Message::Text(text))) => self.core.on_text(&text, boot_ms(), wall_now(), &node.view().state),
                     Some(Ok(Message::Binary(_))) => self.core.on_binary(boot_ms()),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.core.on_sign_of_life(boot_ms()),
                     Some(Ok(Message::Close(frame))) => {
@@ -179,7 +193,7 @@ impl Shell {
                 let within = service.options().stale_after;
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), within).await;
-                    Done::Reported(subject, decided)
+                    Done::Reported(subject, decided.map(|(_, applied)| applied))
                 };
                 self.work.push(work.boxed());
             }
@@ -202,7 +216,10 @@ impl Shell {
                 let holder = format!("{}/{}", self.identity.agent, self.core.replica());
                 let operation = Operation::AcquireLease { name: name.clone(), holder, ttl_ms };
                 let request = by_token(&self.identity.token, operation);
-                let work = async move { Done::Granted(name, propose_until(&service, request, HAND_WITHIN).await) };
+                let work = async move {
+                    let decided = propose_until(&service, request, HAND_WITHIN).await;
+                    Done::Granted(name, decided.map(|(_, applied)| applied))
+                };
                 self.work.push(work.boxed());
             }
             Effect::Release { name, token } => {
@@ -229,7 +246,7 @@ impl Shell {
                     tracing::info!(agent = %identity.agent, replica = %self.core.replica(), %epoch, "agent connected");
                     // The welcome is made from a state in which the connection exists.
                     let deadline = Instant::now() + JOIN_WITHIN;
-                    let _ = node.wait_for(regent_types::Revision(epoch.0), deadline).await;
+                    let _ = node.wait_for(Revision(epoch.0), deadline).await;
                 }
                 self.core.joined(joined, now, wall, &node.view().state);
             }
@@ -277,9 +294,9 @@ async fn sleep_until(at: Option<Instant>) {
 
 async fn join_cluster(service: &Service, operation: Operation) -> Joined {
     match propose_until(service, own(service, operation), JOIN_WITHIN).await {
-        Ok(Ok(Outcome::Connected { epoch, token })) => Joined::Yes { epoch, token },
-        Ok(Ok(other)) => Joined::Unavailable(format!("joining gave {other:?}")),
-        Ok(Err(rejection)) => Joined::Refused(rejection),
+        Ok((_, Ok(Outcome::Connected { epoch, token }))) => Joined::Yes { epoch, token },
+        Ok((_, Ok(other))) => Joined::Unavailable(format!("joining gave {other:?}")),
+        Ok((_, Err(rejection))) => Joined::Refused(rejection),
         Err(error) => Joined::Unavailable(error),
     }
 }
@@ -313,7 +330,7 @@ async fn propose_until(service: &Service, request: Request, within: Duration) ->
     let mut pause = Duration::from_millis(20);
     loop {
         let error = match service.node().propose(&request, deadline).await {
-            Ok(proposed) => return Ok(proposed.applied),
+            Ok(proposed) => return Ok((proposed.revision, proposed.applied)),
             Err(error) => error,
         };
         if !(error.is_retryable() || error.is_unknown()) || Instant::now() + pause >= deadline {
