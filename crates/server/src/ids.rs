@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use regent_types::{ClusterId, CommandId, SessionName, TemplateName, TokenId, UserName};
+use regent_types::{CommandId, SessionName, TemplateName, TokenId, UserName};
 use sha2::{Digest as _, Sha256};
 
 /// Longest name of a session: a DNS-1123 label.
@@ -49,11 +49,6 @@ pub(crate) fn command_id() -> CommandId {
 /// `tok-{16 hex}`.
 pub(crate) fn token_id() -> TokenId {
     TokenId::new(format!("tok-{}", hex(&random::<8>()))).expect("a word")
-}
-
-/// `c-{16 hex}`.
-pub(crate) fn cluster_id() -> ClusterId {
-    ClusterId::new(format!("c-{}", hex(&random::<8>()))).expect("a word")
 }
 
 /// The id of a request that came without one.

@@ -60,7 +60,7 @@ impl Identity {
         if self.role >= role {
             Ok(())
         } else {
-            Err(Failure::forbidden(format!("{what} needs the role {}", super::view::role(role).as_str())))
+            Err(Failure::forbidden(format!("{what} needs the role {}", role.as_str())))
         }
     }
 

@@ -83,7 +83,7 @@ pub(super) async fn watch(reading: Reading, headers: HeaderMap, Query(query): Qu
     let position = match after {
         None => EventId(snapshot.revision(), u32::MAX),
         Some(id) => {
-            if is_pruned(snapshot.state(), id) {
+            if is_pruned(snapshot.state().events_floor(), id) {
                 return Err(gone("events after it have been pruned").at(snapshot.revision()));
             }
             if query.consistency == Consistency::Linearizable && id.0 > snapshot.revision() {
@@ -108,8 +108,13 @@ fn gone(why: &str) -> Failure {
 }
 
 /// Whether events after this one may be missing.
-fn is_pruned(state: &State, seen: EventId) -> bool {
-    EventId(seen.0, seen.1.saturating_add(1)) < state.events_floor()
+fn is_pruned(floor: EventId, seen: EventId) -> bool {
+    // Clients go on "after all of revision R" with the largest number, so the next id may be of R + 1.
+    let next = match seen.1.checked_add(1) {
+        Some(n) => EventId(seen.0, n),
+        None => EventId(Revision(seen.0.0.saturating_add(1)), 0),
+    };
+    next < floor
 }
 
 fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
@@ -192,7 +197,7 @@ impl Watcher {
         let view = node.view();
         let Ok(caller) = self.caller.again(&view.state, node.cluster_now()) else { return Batch::Revoked };
         self.caller = caller;
-        if is_pruned(&view.state, self.position) {
+        if is_pruned(view.state.events_floor(), self.position) {
             return Batch::Pruned;
         }
         let range = (Bound::Excluded(self.position), Bound::Unbounded);
@@ -200,7 +205,7 @@ impl Watcher {
         for (id, event) in view.state.events().range(range).take(BATCH) {
             seen = true;
             self.position = *id;
-            let kind = view::event_kind(event);
+            let kind = event.name();
             if self.wants(&kind) && may_see(&self.caller, &view.state, &event.record) {
                 let shown = view::event(*id, event, &view.state);
                 let data = serde_json::to_string(&shown).unwrap_or_default();
@@ -254,7 +259,12 @@ mod tests {
 
     #[test]
     fn a_watcher_at_the_floor_misses_nothing_and_one_before_it_does() {
-        let state = State::new();
-        assert!(!is_pruned(&state, EventId(Revision(0), 0)));
+        let id = |revision: u64, n: u32| EventId(Revision(revision), n);
+        assert!(!is_pruned(id(0, 0), id(0, 0)), "nothing was ever pruned");
+        assert!(!is_pruned(id(10, 2), id(10, 1)), "the floor itself is what comes next");
+        assert!(!is_pruned(id(11, 0), id(10, u32::MAX)), "all of revision 10 was seen");
+        assert!(is_pruned(id(10, 2), id(10, 0)));
+        assert!(is_pruned(id(11, 1), id(10, u32::MAX)));
+        assert!(!is_pruned(id(11, 0), id(u64::MAX, u32::MAX)), "the largest id does not overflow");
     }
 }

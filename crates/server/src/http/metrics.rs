@@ -89,7 +89,7 @@ fn sample(service: &Service) {
     let states = regent_types::session::SessionState::ALL.iter().map(|state| state.as_str());
     by_word("regent_sessions", "state", states, state.sessions().values().map(|s| s.state.as_str()));
     let status = |agent: &regent_state::record::Agent| {
-        if agent.connections.is_empty() { "offline" } else { "online" }
+        if agent.is_online() { "online" } else { "offline" }
     };
     by_word("regent_agents", "status", ["online", "offline"].into_iter(), state.agents().values().map(|a| status(a)));
     let statuses = ["pending", "sent", "acknowledged", "completed", "failed", "cancelled", "expired"];

@@ -73,7 +73,6 @@ impl Failure {
         self.revision = Some(revision);
         self
     }
-
 }
 
 impl From<Problem> for Failure {

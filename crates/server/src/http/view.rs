@@ -65,12 +65,12 @@ pub(super) fn agent(record: &record::Agent, state: &State, last_heartbeat: Optio
         .sessions_of_agent(&record.id)
         .filter(|session| !session.state.is_final() && session.state != record::SessionState::Hibernated)
         .count();
-    let leading = record.leader.as_ref().and_then(|(replica, _)| record.connections.get(replica));
+    let leading = record.leading();
     Agent {
         agent_id: record.id.clone(),
         platform: record.platform.clone(),
         region: record.region.clone(),
-        status: if record.connections.is_empty() { AgentStatus::Offline } else { AgentStatus::Online },
+        status: if record.is_online() { AgentStatus::Online } else { AgentStatus::Offline },
         scheduling: match record.scheduling {
             record::Scheduling::Eligible => SchedulingState::Eligible,
             record::Scheduling::Cordoned => SchedulingState::Cordoned,
@@ -226,28 +226,24 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
 
 /// An event; the state is asked for what records refer to.
 pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::event::Event {
-    let (subject, record) = match &event.record {
-        EventRecord::Session(record) => (record.name.to_string(), value(&session(record, None))),
-        EventRecord::Agent(record) => (record.id.to_string(), value(&agent(record, state, None))),
-        EventRecord::Command(record) => (record.id.to_string(), value(&command(record))),
-        EventRecord::Lease(record) => (record.name.to_string(), value(&lease(record, None))),
-        EventRecord::Template(record) => (record.name.to_string(), value(&template(record))),
-        EventRecord::User(record) => (record.name.to_string(), value(&user(record))),
-        EventRecord::ApiToken(record) => (record.id.to_string(), value(&token(record, state))),
+    let record = match &event.record {
+        _ if is_gone(event.kind) => Value::Null,
+        EventRecord::Session(record) => value(&session(record, None)),
+        EventRecord::Agent(record) => value(&agent(record, state, None)),
+        EventRecord::Command(record) => value(&command(record)),
+        EventRecord::Lease(record) => value(&lease(record, None)),
+        EventRecord::Template(record) => value(&template(record)),
+        EventRecord::User(record) => value(&user(record)),
+        EventRecord::ApiToken(record) => value(&token(record, state)),
     };
     regent_types::event::Event {
-        id: event_id(id),
+        id: id.to_string(),
         revision: id.0,
         time: Time(event.at),
-        kind: event_kind(event),
-        subject,
-        record: if is_gone(event.kind) { Value::Null } else { record },
+        kind: event.name(),
+        subject: event.subject().to_owned(),
+        record,
     }
-}
-
-/// `REVISION.N`.
-pub(super) fn event_id(id: EventId) -> String {
-    format!("{}.{}", id.0, id.1)
 }
 
 /// Reads `REVISION.N`.
@@ -256,51 +252,6 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     (digits(revision) && digits(n)).then_some(())?;
     Some(EventId(revision.parse().ok()?, n.parse().ok()?))
-}
-
-/// What happened, in words: `session.running`, `agent.offline`.
-pub(super) fn event_kind(event: &Event) -> String {
-    match (event.kind, &event.record) {
-        (EventKind::SessionState, EventRecord::Session(session)) => {
-            format!("session.{}", session.state.as_str())
-        }
-        (EventKind::CommandStatus, EventRecord::Command(command)) => {
-            format!("command.{}", command.state.as_str())
-        }
-        (kind, _) => kind_word(kind).to_owned(),
-    }
-}
-
-/// Every kind of event but those of states and statuses, in words.
-pub(super) fn kind_word(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::SessionCreated => "session.created",
-        EventKind::SessionUpdated => "session.updated",
-        EventKind::SessionState => "session.state",
-        EventKind::SessionDeleted => "session.deleted",
-        EventKind::AgentRegistered => "agent.registered",
-        EventKind::AgentUpdated => "agent.updated",
-        EventKind::AgentOnline => "agent.online",
-        EventKind::AgentOffline => "agent.offline",
-        EventKind::AgentConnected => "agent.connected",
-        EventKind::AgentDisconnected => "agent.disconnected",
-        EventKind::AgentScheduling => "agent.scheduling",
-        EventKind::AgentDeleted => "agent.deleted",
-        EventKind::CommandCreated => "command.created",
-        EventKind::CommandStatus => "command.status",
-        EventKind::CommandDeleted => "command.deleted",
-        EventKind::LeaseGranted => "lease.granted",
-        EventKind::LeaseReleased => "lease.released",
-        EventKind::LeaseExpired => "lease.expired",
-        EventKind::LeaseForceReleased => "lease.force_released",
-        EventKind::TemplateApplied => "template.applied",
-        EventKind::TemplateDeleted => "template.deleted",
-        EventKind::UserCreated => "user.created",
-        EventKind::UserUpdated => "user.updated",
-        EventKind::UserDeleted => "user.deleted",
-        EventKind::TokenCreated => "token.created",
-        EventKind::TokenDeleted => "token.deleted",
-    }
 }
 
 /// Every kind of event.
@@ -339,7 +290,7 @@ pub(super) fn all_kinds() -> BTreeSet<String> {
         ["pending", "sent", "acknowledged", "completed", "failed", "cancelled", "expired"];
     let plain = KINDS.iter().filter(|kind| !matches!(kind, EventKind::SessionState | EventKind::CommandStatus));
     plain
-        .map(|kind| kind_word(*kind).to_owned())
+        .map(|kind| kind.as_str().to_owned())
         .chain(SessionState::ALL.iter().map(|state| format!("session.{}", state.as_str())))
         .chain(STATUSES.iter().map(|status| format!("command.{status}")))
         .collect()
@@ -434,7 +385,7 @@ mod tests {
     #[test]
     fn event_ids_are_read_back_and_nothing_else_is() {
         let id = EventId(Revision(12), 3);
-        assert_eq!(parse_event_id(&event_id(id)), Some(id));
+        assert_eq!(parse_event_id(&id.to_string()), Some(id));
         for bad in ["", "1", "1.", ".1", "a.b", "-1.0", "+1.0", "1.0.0", "1.4294967296", "99999999999999999999.0"] {
             assert_eq!(parse_event_id(bad), None, "{bad:?} was taken");
         }

@@ -1,0 +1,11 @@
+//! REST from outside: a node alone in its cluster, in memory, asked over a real socket.
+//!
+//! Each test has a node of its own, on free ports, so tests run in parallel and in any order.
+
+mod agents;
+mod events;
+mod leases;
+mod sessions;
+mod support;
+mod surface;
+mod users;
