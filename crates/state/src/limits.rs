@@ -52,7 +52,7 @@ pub const MAX_PLACED_AT_ONCE: usize = 256;
 /// Tags of a session.
 pub const MAX_TAGS: usize = 64;
 /// Bytes of a tag.
-pub const MAX_TAG: usize = 128;
+pub const MAX_TAG: usize = 256;
 /// Bytes of a word for people: reasons and errors end up in every listing and event.
 pub const MAX_TEXT: usize = 2_000;
 /// Bytes of a command's payload, result or metadata: they are kept in memory and in snapshots.
