@@ -373,18 +373,20 @@ impl Shared {
                 else {
                     return Err(TransferError::NotLeader);
                 };
-                let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-                replication
-                    .iter()
-                    .filter(|(id, matched)| {
-                        voters.contains(id)
-                            && **id != self.node.0
-                            && to.is_none_or(|to| to.0 == **id)
-                            && self.peers.is_reachable(NodeId(**id))
-                            && matched.as_ref().map(|log_id| log_id.index) >= metrics.last_log_index
-                    })
-                    .map(|(id, _)| *id)
-                    .next()
+                let last = metrics.last_log_index;
+                let candidates: Vec<u64> = metrics
+                    .membership_config
+                    .voter_ids()
+                    .filter(|id| *id != self.node.0 && to.is_none_or(|to| to.0 == *id))
+                    .filter(|id| self.peers.is_reachable(NodeId(*id)))
+                    .collect();
+                if candidates.is_empty() {
+                    return Err(TransferError::NoCandidate);
+                }
+                let matched = |id: &u64| replication.get(id).and_then(|matched| matched.as_ref());
+                candidates
+                    .into_iter()
+                    .find(|id| matched(id).map(|log_id| log_id.index) >= last)
             };
             if let Some(id) = caught_up {
                 break id;
@@ -471,12 +473,11 @@ impl Shared {
                     answer => answer,
                 })
             }
-            (PeerRequest::Propose { within_ms, bodies }, _) => Response::Propose(
-                self.propose_forwarded(Duration::from_millis(within_ms), bodies)
-                    .await,
-            ),
+            (PeerRequest::Propose { within_ms, bodies }, _) => {
+                Response::Propose(self.propose_forwarded(patience(within_ms), bodies).await)
+            }
             (PeerRequest::ReadIndex { within_ms }, _) => {
-                Response::ReadIndex(self.read_index_for_peer(Duration::from_millis(within_ms)).await)
+                Response::ReadIndex(self.read_index_for_peer(patience(within_ms)).await)
             }
             (PeerRequest::Vote(request), Some(raft)) => match raft.vote(request).await {
                 Ok(response) => Response::Vote(response),
@@ -525,6 +526,12 @@ impl Host for Shared {
             peer.note_heard();
         }
     }
+}
+
+/// How long another node's callers wait, as it says; bounded, since it is only another node that says so.
+fn patience(within_ms: u64) -> Duration {
+    const LONGEST: Duration = Duration::from_mins(1);
+    Duration::from_millis(within_ms).min(LONGEST)
 }
 
 /// Locks; a panic elsewhere leaves these small values usable.

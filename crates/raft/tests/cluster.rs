@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use regent_raft::{Alarm, CallError, Health, ProposeError, ReadError, Role, SnapshotPolicy};
-use regent_types::NodeId;
-use support::{Cluster, make_user, soon, until, users, within};
+use regent_state::{Operation, Request};
+use regent_types::{NodeId, TemplateName};
+use support::{Cluster, failure, make_user, soon, until, users, within};
 use tokio::time::sleep;
 
 type Test = anyhow::Result<()>;
@@ -351,7 +352,24 @@ async fn a_node_that_differs_from_the_majority_stops_serving() -> Test {
     let odd = cluster.leader().await;
     cluster.nodes[&odd].skew(1).await;
     let other = cluster.follower().await;
-    // Past two checkpoints.
+    // The fault is in the time of a template; then past two checkpoints.
+    let put = Operation::PutTemplate {
+        name: TemplateName::new("odd")?,
+        manifest: "{}".to_owned(),
+        cpu: 1,
+        memory: 1,
+        create_only: false,
+        if_match: None,
+    };
+    let request = Request {
+        operation: put,
+        ..make_user("nobody")
+    };
+    cluster.nodes[&other]
+        .propose(&request, soon())
+        .await?
+        .applied
+        .unwrap();
     for n in 0..130 {
         let _ = cluster.write(other, &format!("user-{n}")).await?;
     }
@@ -389,5 +407,41 @@ async fn a_node_that_differs_from_the_majority_stops_serving() -> Test {
     .await;
     cluster.write(other, "after").await?.applied.unwrap();
     assert_eq!(cluster.nodes[&other].status().health, Health::Serving);
+    Ok(())
+}
+
+/// A node whose disk fails must say so and end; the others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_disk_ends_the_node_and_not_the_cluster() -> Test {
+    let cluster = Cluster::start().await;
+    let broken = cluster.leader().await;
+    cluster.disks[&broken].set_failing(true);
+    let other = cluster.follower().await;
+    // Needs the broken disk at the latest when it leads.
+    let _ = cluster.nodes[&other]
+        .propose(&make_user("maybe"), within(2_000))
+        .await;
+    let why = failure(&cluster.nodes[&broken]).await;
+    assert!(!why.is_empty());
+    assert!(matches!(
+        cluster.write(broken, "never").await,
+        Err(ProposeError::Stopped(_))
+    ));
+    cluster.write(other, "after").await?.applied.unwrap();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_node_is_a_cluster() -> Test {
+    let mut cluster = Cluster::plan().await;
+    cluster.members.retain(|id, _| *id == NodeId(1));
+    cluster.start_node(1).await;
+    assert_eq!(cluster.leader().await, 1);
+    let (leadership, _) = cluster.nodes[&1].confirm(soon()).await?;
+    assert_eq!(leadership.node, NodeId(1));
+    assert!(cluster.nodes[&1].read(soon()).await?.applied_index > 0);
+    cluster.stop_node(1).await;
+    cluster.start_node(1).await;
+    assert_eq!(cluster.leader().await, 1);
     Ok(())
 }

@@ -205,3 +205,123 @@ pub(crate) async fn accept(
         .await
         .map_err(|_| LinkError::Silent)?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::identity::Record;
+
+    fn identity(node: u64) -> Identity {
+        let members: BTreeMap<NodeId, String> =
+            [(NodeId(1), "a".to_owned()), (NodeId(2), "b".to_owned())].into();
+        let record = Record {
+            node,
+            incarnation: Incarnation::random(),
+            settlement: None,
+        };
+        Identity::new(
+            record,
+            members,
+            ClusterSecret::new("the secret of this cluster").unwrap(),
+        )
+    }
+
+    async fn server() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        (listener, addr)
+    }
+
+    #[tokio::test]
+    async fn two_members_meet() {
+        let (listener, addr) = server().await;
+        let (client, server) = (identity(2), identity(1));
+        let accepted = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            accept(&server, stream).await
+        };
+        let (dialled, accepted) = tokio::join!(dial(&client, NodeId(1), &addr, Purpose::Identity), accepted);
+        assert_eq!(dialled.unwrap().peer, NodeId(1));
+        let (link, purpose) = accepted.unwrap();
+        assert_eq!((link.peer, purpose), (NodeId(2), Purpose::Identity));
+    }
+
+    /// A client that does not care whether the server knows the secret gets no further without it, and a
+    /// proof that was good once is worth nothing under another nonce.
+    #[tokio::test]
+    async fn without_the_secret_or_with_an_old_proof_nobody_gets_in() {
+        let (listener, addr) = server().await;
+        let server = identity(1);
+        let secret = ClusterSecret::new("the secret of this cluster").unwrap();
+        let mut old_proof = None;
+        for attempt in ["no proof", "a good proof, kept", "the kept proof again"] {
+            let client = async {
+                let stream = TcpStream::connect(&addr).await.unwrap();
+                let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME).unwrap();
+                let name = identity(2).cluster_name();
+                let hello = encode(&Hello::new(Purpose::Identity, name, 2, 1, Incarnation([2; 16])));
+                link.writer.send(hello.clone()).await.unwrap();
+                let ServerReply::Challenge(challenge) = link.receive().await.unwrap() else {
+                    panic!("the same version");
+                };
+                let good = || {
+                    mac(&secret, CLIENT_LABEL, &hello, &challenge)
+                        .finalize()
+                        .into_bytes()
+                        .into()
+                };
+                let proof = match attempt {
+                    "no proof" => [0; 32],
+                    "a good proof, kept" => *old_proof.insert(good()),
+                    _ => old_proof.unwrap(),
+                };
+                link.send(&Answer {
+                    proof,
+                    members: String::new(),
+                })
+                .await
+                .unwrap();
+                link.receive::<Result<(), Refusal>>().await.unwrap()
+            };
+            let accepted = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                accept(&server, stream).await
+            };
+            let (told, accepted) = tokio::join!(client, accepted);
+            if attempt == "a good proof, kept" {
+                assert_eq!(told, Ok(()));
+                assert!(accepted.is_ok());
+            } else {
+                assert_eq!(told, Err(Refusal::Secret), "{attempt}");
+                assert!(
+                    matches!(accepted, Err(LinkError::Refused(Refusal::Secret))),
+                    "{attempt}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn another_protocol_version_is_told_ours() {
+        let (listener, addr) = server().await;
+        let server = identity(1);
+        let client = async {
+            let stream = TcpStream::connect(&addr).await.unwrap();
+            let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME).unwrap();
+            let foreign = bytes::Bytes::from_static(&[PROTOCOL + 1, 0, 0]);
+            link.writer.send(foreign).await.unwrap();
+            link.receive::<ServerReply>().await.unwrap()
+        };
+        let accepted = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            accept(&server, stream).await
+        };
+        let (told, accepted) = tokio::join!(client, accepted);
+        assert!(matches!(told, ServerReply::Protocol(PROTOCOL)));
+        assert!(accepted.is_err());
+    }
+}

@@ -1,11 +1,12 @@
 //! openraft's network on our connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::network::{Backoff, RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -24,12 +25,17 @@ use crate::snapshot::SnapshotFile;
 
 type RpcError = RPCError<TypeConfig>;
 
+/// Pauses of replication to a peer that cannot be reached. The longest is what a peer that comes back may
+/// wait for its first entries.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
 /// Makes one [`Network`] per target and use.
 pub(crate) struct Factory {
     pub(crate) identity: Arc<Identity>,
     pub(crate) peers: Arc<Peers>,
     /// How long a replication request may go unanswered before its connection is given up.
-    pub(crate) patience: std::time::Duration,
+    pub(crate) patience: Duration,
 }
 
 impl Factory {
@@ -138,7 +144,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             return openraft::network::stream_append_sequential(self, input, option);
         }
         let log = self.log.as_mut().expect("checked above");
-        Box::pin(log.stream(input))
+        Box::pin(async move { Ok(log.stream(input).await) })
     }
 
     async fn vote(
@@ -178,6 +184,12 @@ impl RaftNetworkV2<TypeConfig> for Network {
             result = sending => result,
             closed = cancel => Err(StreamingError::Closed(closed)),
         }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::successors(Some(BACKOFF_MIN), |pause| {
+            Some((*pause * 2).min(BACKOFF_MAX))
+        })))
     }
 
     async fn transfer_leader(

@@ -55,19 +55,16 @@ impl LogLink {
     }
 
     /// Sends what `input` yields and yields the answers.
-    pub(crate) async fn stream<S>(&mut self, input: S) -> Result<BoxStream<'_, AppendResult>, RpcError>
+    pub(crate) async fn stream<S>(&mut self, input: S) -> BoxStream<'_, AppendResult>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
-        let parked = self.parked.lock().await.take();
-        let connection = match parked {
-            Some(connection) => connection,
-            None => dial(&self.identity, self.target, &self.addr, Purpose::Log)
-                .await
-                .map_err(unreachable)?,
-        };
+        let connection = self.parked.lock().await.take();
         self.session += 1;
         let session = Session {
+            identity: self.identity.clone(),
+            target: self.target,
+            addr: self.addr.clone(),
             number: self.session,
             connection,
             input,
@@ -76,7 +73,7 @@ impl LogLink {
             patience: self.patience,
         };
         let parked = self.parked.clone();
-        Ok(Box::pin(futures::stream::unfold(Some(session), move |session| {
+        Box::pin(futures::stream::unfold(Some(session), move |session| {
             let parked = parked.clone();
             async move {
                 let mut session = session?;
@@ -85,22 +82,27 @@ impl LogLink {
                     Some(Err(error)) => Some((Err(unreachable(error)), None)),
                     Some(Ok(Ok(matched))) => Some((Ok(Ok(matched)), Some(session))),
                     Some(Ok(refused)) => {
-                        *parked.lock().await = Some(session.connection);
+                        *parked.lock().await = session.connection;
                         Some((Ok(refused), None))
                     }
                     None => {
-                        *parked.lock().await = Some(session.connection);
+                        *parked.lock().await = session.connection;
                         None
                     }
                 }
             }
-        })))
+        }))
     }
 }
 
 struct Session<S> {
+    identity: Arc<Identity>,
+    target: NodeId,
+    addr: String,
     number: u64,
-    connection: Connection,
+    /// Made with the first request: openraft waits out its backoff when it is asked for one, so dialling
+    /// before would knock at a dead peer's door with every write.
+    connection: Option<Connection>,
     input: S,
     input_done: bool,
     /// When each unanswered request was sent.
@@ -122,9 +124,19 @@ where
                 .sent
                 .front()
                 .map_or_else(Instant::now, |oldest| *oldest + self.patience);
+            let Some(connection) = &mut self.connection else {
+                let Some(request) = self.input.next().await else {
+                    self.input_done = true;
+                    continue;
+                };
+                if let Err(error) = self.connect_and_send(request).await {
+                    return Some(Err(error));
+                }
+                continue;
+            };
             tokio::select! {
                 biased;
-                frame = self.connection.reader.next() => {
+                frame = connection.reader.next() => {
                     let frame = match frame {
                         Some(Ok(frame)) => frame,
                         Some(Err(error)) => return Some(Err(error.into())),
@@ -145,16 +157,29 @@ where
                         self.input_done = true;
                         continue;
                     };
-                    let frame = encode(&LogFrame { session: self.number, request });
-                    match timeout(self.patience, self.connection.writer.send(frame)).await {
-                        Ok(Ok(())) => self.sent.push_back(Instant::now()),
-                        Ok(Err(error)) => return Some(Err(error.into())),
-                        Err(_) => return Some(Err(LinkError::Silent)),
+                    if let Err(error) = self.connect_and_send(request).await {
+                        return Some(Err(error));
                     }
                 }
                 () = sleep_until(expires), if !self.sent.is_empty() => return Some(Err(LinkError::Silent)),
             }
         }
+    }
+
+    async fn connect_and_send(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), LinkError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(dial(&self.identity, self.target, &self.addr, Purpose::Log).await?),
+        };
+        let frame = encode(&LogFrame {
+            session: self.number,
+            request,
+        });
+        timeout(self.patience, connection.writer.send(frame))
+            .await
+            .map_err(|_| LinkError::Silent)??;
+        self.sent.push_back(Instant::now());
+        Ok(())
     }
 }
 

@@ -305,6 +305,10 @@ async fn relay(mut client: TcpStream, to: u64, behind: SocketAddr, cut: watch::R
     };
     let ends = [from, to];
     open(&mut cut.clone(), ends).await;
+    // Without it every small answer would wait for a delayed acknowledgement.
+    if client.set_nodelay(true).is_err() || server.set_nodelay(true).is_err() {
+        return;
+    }
     if server.write_all(&length).await.is_err() || server.write_all(&hello).await.is_err() {
         return;
     }
