@@ -222,6 +222,10 @@ impl Desk {
                     let EventRecord::Lease(lease) = &event.record else { continue };
                     if event.kind == EventKind::LeaseGranted {
                         self.clock.granted(lease.name.clone(), lease.token, lease.ttl_ms, now);
+                        // An agent that has just connected was heard.
+                        if let Some(agent) = lease.name.agent() {
+                            self.heard.insert(agent, wall_now().0);
+                        }
                     } else {
                         self.clock.gone(&lease.name, lease.token);
                     }

@@ -99,9 +99,7 @@ async fn streamspace_fault_3_timestamps_may_be_numbers_text_or_absent() {
     for timestamp in ["1767225600", "1767225600000", "\"2026-01-01T00:00:00Z\"", "1767225600.5", "null"] {
         for _ in 0..3 {
             let frame = format!(r#"{{"type":"heartbeat","timestamp":{timestamp},"payload":{{"status":"healthy"}}}}"#);
-            agent.send_text(frame).await;
-            let before = heard.clone();
-            heard = node.until("/agents/a", "it is heard", |a| a["lastHeartbeat"] != before).await["lastHeartbeat"].clone();
+            heard = node.hear(&mut agent, "a", &frame, &heard).await;
         }
     }
     assert_eq!(node.get("/agents/a").await["token"], token, "it was never lost in between");
@@ -368,9 +366,8 @@ async fn heartbeats_of_idle_agents_write_nothing() {
     let before = index(&node.get("/cluster").await);
     let mut heard = Value::Null;
     for _ in 0..20 {
-        agent.send("heartbeat", json!({"activeSessions": 1, "capacity": {"maxSessions": 100, "cpu": "64", "memory": "256Gi"}})).await;
-        let last = heard.clone();
-        heard = node.until("/agents/a", "it is heard", |a| a["lastHeartbeat"] != last).await["lastHeartbeat"].clone();
+        let frame = r#"{"type":"heartbeat","payload":{"activeSessions":1,"capacity":{"maxSessions":100,"cpu":"64","memory":"256Gi"}}}"#;
+        heard = node.hear(&mut agent, "a", frame, &heard).await;
     }
     assert_eq!(index(&node.get("/cluster").await), before);
     assert!(before.as_u64() > Some(0), "{before}");

@@ -286,6 +286,7 @@ impl Connection {
                 self.phase = Phase::Joined { protocol, epoch, token };
                 self.leaving = Some(epoch);
                 self.heard_at = now;
+                self.ping_at = now + self.identity.heartbeat_ms;
                 // The grant itself is the first renewal.
                 self.renewed_at = Some(now);
                 self.handing.clear();
@@ -327,6 +328,9 @@ impl Connection {
         if state.revision().0 < epoch.0 {
             return; // not yet as far as this connection itself
         }
+        if state.principal_of(&self.identity.token, cluster_now).is_none() {
+            return self.close(CLOSE_POLICY, "the token was revoked or has expired".to_owned());
+        }
         let Some(agent) = state.agent(&self.identity.agent) else {
             return self.close_lost(CLOSE_POLICY, "the agent was removed".to_owned());
         };
@@ -340,9 +344,6 @@ impl Connection {
                 let reason = if agent.offline_reason.is_empty() { "the connection was given up" } else { &agent.offline_reason };
                 return self.close_lost(CLOSE_TRY_LATER, reason.to_owned());
             }
-        }
-        if state.principal_of(&self.identity.token, cluster_now).is_none() {
-            return self.close(CLOSE_POLICY, "the token was revoked or has expired".to_owned());
         }
         if agent.leading().is_none_or(|leading| leading.epoch != epoch) {
             return; // a standby carries no commands

@@ -171,6 +171,16 @@ impl Node {
         }
     }
 
+    /// Sends a heartbeat over and over until the node has heard one later than `before`; gives when.
+    pub async fn hear(&self, agent: &mut Agent, id: &str, frame: &str, before: &Value) -> Value {
+        eventually("a heartbeat is heard", async || {
+            agent.send_text(frame.to_owned()).await;
+            let heard = self.get(&format!("/agents/{id}")).await["lastHeartbeat"].clone();
+            (heard.is_string() && heard != *before).then_some(heard)
+        })
+        .await
+    }
+
     pub async fn stop(&mut self) {
         self.server.take().unwrap().shutdown().await;
     }

@@ -397,6 +397,7 @@ fn silence_makes_it_a_streamspace_agent_with_its_own_dialect_and_patience() {
     assert_eq!((leading.protocol, leading.stale_ms), (2, 45_000));
     world.pass(&mut connection, HEARTBEAT);
     assert_eq!(world.sent.pop_front().unwrap(), r#"{"type":"ping","payload":{}}"#);
+    assert!(world.sent.is_empty());
     world.queue("c1");
     world.settle(&mut connection);
     let command: Value = serde_json::from_str(&world.sent.pop_front().unwrap()).unwrap();
