@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use regent_agent::Options;
+use regent_agent::{Options, machine_capacity};
 use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime};
 use regent_types::agent::Capacity;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,7 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
             _ => Err(UsageError(format!("the label {label:?} is not K=V"))),
         })
         .collect::<Result<_, _>>()?;
+    let machine = machine_capacity();
     Ok(Options {
         agent_id: required(config.agent_id.clone(), "agent-id")?,
         servers,
@@ -66,6 +67,11 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         platform: config.platform.clone().unwrap_or_else(|| config.runtime.unwrap_or_default().as_str().to_owned()),
         region: config.region.clone().unwrap_or_default(),
         labels,
-        capacity: Capacity { max_sessions: config.max_sessions, cpu: config.cpu, memory: config.memory },
+        capacity: Capacity {
+            max_sessions: config.max_sessions,
+            cpu: config.cpu.or(machine.cpu),
+            memory: config.memory.or(machine.memory),
+        },
+        stop_sessions_on_exit: false,
     })
 }

@@ -152,9 +152,16 @@ impl Settings for ServerConfig {
 }
 
 /// The members of a cluster by id; in TOML a table or the text of the flag.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members(pub(crate) BTreeMap<u64, String>);
+
+impl Serialize for Members {
+    /// As the text of the flag.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let parts: Vec<String> = self.0.iter().map(|(id, address)| format!("{id}={address}")).collect();
+        serializer.serialize_str(&parts.join(","))
+    }
+}
 
 fn parse_members(text: &str) -> Result<Members, String> {
     let mut members = BTreeMap::new();
@@ -292,6 +299,8 @@ mod tests {
     fn flags_go_before_the_file_and_members_may_be_a_table() {
         let file = file("node-id = 1\nheartbeat = \"5s\"\n[members]\n1 = \"a:1\"\n2 = \"b:2\"\n");
         let flags = ServerConfig { node_id: Some(NodeId(2)), ..ServerConfig::default() };
+        let typed = ServerConfig { members: Some(parse_members("7=c:3").unwrap()), ..flags.clone() };
+        assert_eq!(load(Some(file.path()), typed).unwrap().members.unwrap().0[&7], "c:3");
         let config = load(Some(file.path()), flags).unwrap();
         assert_eq!(config.node_id, Some(NodeId(2)));
         assert_eq!(config.heartbeat, Some(Span(5_000)));

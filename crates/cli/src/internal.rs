@@ -1,10 +1,11 @@
-//! Programs that other commands start: the shim of a session and the demo's server.
+//! Programs that other commands start: the shim of a session, the demo's server, the keeper of `dev`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use regent_agent::runtime::process;
+use regent_agent::lifeline::{Lifeline, ProcessId};
+use regent_agent::runtime::process::{demo, shim};
 
 /// See the variants.
 #[derive(Debug, Subcommand)]
@@ -17,12 +18,22 @@ pub(crate) enum Command {
     },
     /// The program of the built-in template `demo`.
     Demo,
+    /// What every process of `regent dev` watches: it ends with `dev`, or a moment before it.
+    Keeper {
+        /// The `regent dev` (`PID:STARTTIME`).
+        #[arg(long)]
+        lifeline: ProcessId,
+    },
 }
 
 /// Runs it.
 pub(crate) fn run(command: Command) -> ExitCode {
     match command {
-        Command::Shim { spec } => process::shim_main(&spec),
-        Command::Demo => process::demo_main(),
+        Command::Shim { spec } => shim::shim_main(&spec),
+        Command::Demo => demo::demo_main(),
+        Command::Keeper { lifeline } => {
+            let ended = Lifeline::open(lifeline).and_then(|dev| dev.wait());
+            if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
     }
 }

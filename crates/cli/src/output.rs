@@ -39,7 +39,7 @@ pub(crate) fn records<R: Serialize>(
         Format::Json => line(serde_json::to_string_pretty(records)?),
         Format::Table => {
             let mut table = Table::new();
-            table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
             table.set_header(columns.to_vec());
             for record in records {
                 table.add_row(row(record));

@@ -83,6 +83,9 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
         bootstrap_token: config.bootstrap_token_file.as_deref().map(secret_file).transpose()?,
         admin_password: config.bootstrap_password_file.as_deref().map(secret_file).transpose()?,
         dev: config.dev,
+        in_memory: false,
+        http_listener: None,
+        peer_listener: None,
     })
 }
 

@@ -3,7 +3,7 @@
 //! Real node processes and one agent, each a child with its own data folder, started with the very
 //! commands that an operator would type; `dev.json` in the data folder lists them. A child that is
 //! killed stays dead, so that one can be killed on purpose. Nothing outlives `dev`: every process,
-//! down to each session's shim, watches `dev` itself (its lifeline), so even kill -9 ends all.
+//! down to each session's shim, watches a keeper that ends with `dev`, so even kill -9 ends all.
 
 mod children;
 mod files;
@@ -15,7 +15,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_agent::lifeline::ProcessId;
 use regent_client::Client;
 use regent_types::agent::{AgentStatus, Capacity, RegisterAgent};
 use regent_types::{AgentId, NodeId};
@@ -65,11 +64,12 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         (None, None) => unreachable!("one of the two was just made"),
     };
     let folder = Folder::open(&path)?;
-    let mut children = Children::default();
+    let path = path.canonicalize()?;
+    let mut children = Children::new()?;
     let result = tokio::select! {
         result = start(&args, &folder, &mut children) => result,
         () = signals.end() => {
-            children.end().await;
+            children.end(&path).await;
             return Ok(ExitCode::SUCCESS);
         }
     };
@@ -77,11 +77,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         Ok(file) => {
             announce(&file);
             children.watch_until(signals.end()).await;
-            children.end().await;
+            children.end(&path).await;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            children.end().await;
+            children.end(&path).await;
             if let Some(temporary) = temporary {
                 // Kept: the logs say why.
                 let kept = temporary.keep();
@@ -94,7 +94,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
 
 async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyhow::Result<DevFile> {
     let deadline = Instant::now() + READY_WITHIN;
-    let lifeline = ProcessId::current().context("cannot read this process's own start time")?.to_string();
+    let lifeline = children.lifeline().to_string();
     let mut file = folder.plan(args.nodes, args.http_port, &lifeline)?;
     for node in &mut file.nodes {
         node.pid = children.spawn(&format!("node {}", node.id), &node.command, &folder.log(&format!("node-{}", node.id)))?;
@@ -135,7 +135,7 @@ async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyh
     // Every node serves, not only the one that was asked.
     for server in &servers {
         let one = Client::new(vec![server.clone()], Some(file.admin_token.clone()))?;
-        until(deadline, children, &format!("the node at {server}"), || async { one.ready().await.is_ok() }).await?;
+        until(deadline, children, &format!("the node at {server}"), || async { one.readyz().await.is_ok() }).await?;
     }
     Ok(file)
 }
