@@ -16,63 +16,63 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 /// The program under test.
-pub const REGENT: &str = env!("CARGO_BIN_EXE_regent");
+pub(crate) const REGENT: &str = env!("CARGO_BIN_EXE_regent");
 
 /// How long a condition may take. Far above what it takes, also on a busy machine: reaching it
 /// means that it will not come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// What `dev.json` says.
 #[derive(Debug, Clone, Deserialize)]
-pub struct DevFile {
-    pub nodes: Vec<NodeEntry>,
-    pub agents: Vec<AgentEntry>,
-    pub admin_token: String,
-    pub admin_password: String,
+pub(crate) struct DevFile {
+    pub(crate) nodes: Vec<NodeEntry>,
+    pub(crate) agents: Vec<AgentEntry>,
+    pub(crate) admin_token: String,
+    pub(crate) admin_password: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct NodeEntry {
-    pub id: NodeId,
-    pub http: String,
-    pub peer: String,
-    pub pid: u32,
-    pub data: PathBuf,
-    pub command: Vec<String>,
+pub(crate) struct NodeEntry {
+    pub(crate) id: NodeId,
+    pub(crate) http: String,
+    pub(crate) peer: String,
+    pub(crate) pid: u32,
+    pub(crate) data: PathBuf,
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct AgentEntry {
-    pub id: AgentId,
-    pub pid: u32,
-    pub command: Vec<String>,
+pub(crate) struct AgentEntry {
+    pub(crate) id: AgentId,
+    pub(crate) pid: u32,
+    pub(crate) command: Vec<String>,
 }
 
 /// A running `regent dev`.
-pub struct Dev {
+pub(crate) struct Dev {
     dev: Child,
     folder: Option<tempfile::TempDir>,
-    pub file: DevFile,
+    pub(crate) file: DevFile,
     /// What the test started itself, by name; a restarted node or agent replaces its pid in `file`.
     started: Mutex<BTreeMap<String, Child>>,
 }
 
 impl Dev {
     /// Three nodes and an agent.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// With more flags.
-    pub fn start_with(flags: &[&str]) -> Self {
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
         Self::start_in(folder, flags)
     }
 
     /// In a folder that may hold a cluster already.
-    pub fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
+    pub(crate) fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let mut dev = Command::new(REGENT)
             .args(["dev", "--http-port", "0", "--data"])
             .arg(folder.path())
@@ -95,65 +95,65 @@ impl Dev {
     }
 
     /// The folder with all data.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.as_ref().expect("kept until the end").path()
     }
 
     /// The pid of `regent dev` itself.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.dev.id()
     }
 
     /// An admin's client over all nodes.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let servers = self.file.nodes.iter().map(|n| n.http.clone());
         Client::new(servers, Some(self.file.admin_token.clone())).unwrap()
     }
 
     /// An admin's client of one node only, by its index from 0.
-    pub fn client_of(&self, node: usize) -> Client {
+    pub(crate) fn client_of(&self, node: usize) -> Client {
         Client::new([&self.file.nodes[node].http], Some(self.file.admin_token.clone())).unwrap()
     }
 
     /// The agent that came with it.
-    pub fn agent_id(&self) -> AgentId {
+    pub(crate) fn agent_id(&self) -> AgentId {
         self.file.agents[0].id.clone()
     }
 
     /// The index of the node that leads.
-    pub async fn leader(&self) -> usize {
+    pub(crate) async fn leader(&self) -> usize {
         let client = self.client();
         let leader = eventually("a leader", || async { client.cluster().await.ok()?.leader }).await;
         self.file.nodes.iter().position(|n| n.id == leader).expect("the leader is one of the nodes")
     }
 
     /// Kills a node with -9.
-    pub fn kill_node(&mut self, node: usize) {
+    pub(crate) fn kill_node(&mut self, node: usize) {
         let pid = self.file.nodes[node].pid;
         kill_and_wait(pid);
         self.reap(&format!("node-{node}"));
     }
 
     /// Starts a node again by the command of `dev.json`.
-    pub fn restart_node(&mut self, node: usize) {
+    pub(crate) fn restart_node(&mut self, node: usize) {
         let command = self.file.nodes[node].command.clone();
         self.file.nodes[node].pid = self.spawn(&format!("node-{node}"), &command);
     }
 
     /// Kills an agent with -9.
-    pub fn kill_agent(&mut self, agent: usize) {
+    pub(crate) fn kill_agent(&mut self, agent: usize) {
         kill_and_wait(self.file.agents[agent].pid);
         self.reap(&format!("agent-{agent}"));
     }
 
     /// Starts an agent again by the command of `dev.json`.
-    pub fn restart_agent(&mut self, agent: usize) {
+    pub(crate) fn restart_agent(&mut self, agent: usize) {
         let command = self.file.agents[agent].command.clone();
         self.file.agents[agent].pid = self.spawn(&format!("agent-{agent}"), &command);
     }
 
     /// Registers and starts one more agent; gives its index.
-    pub async fn add_agent(&mut self, id: &str, flags: &[&str]) -> usize {
+    pub(crate) async fn add_agent(&mut self, id: &str, flags: &[&str]) -> usize {
         let client = self.client();
         let id = AgentId::new(id).unwrap();
         let register = serde_json::json!({ "agentId": id, "platform": "process" });
@@ -179,12 +179,12 @@ impl Dev {
     }
 
     /// Waits until an agent is online as all nodes see it.
-    pub async fn agent_online(&self, id: &AgentId) -> Agent {
+    pub(crate) async fn agent_online(&self, id: &AgentId) -> Agent {
         self.agent_status(id, AgentStatus::Online).await
     }
 
     /// Waits until all nodes that answer show the status.
-    pub async fn agent_status(&self, id: &AgentId, status: AgentStatus) -> Agent {
+    pub(crate) async fn agent_status(&self, id: &AgentId, status: AgentStatus) -> Agent {
         eventually(&format!("agent {id} {status:?} everywhere"), || async {
             let mut last = None;
             for node in 0..self.file.nodes.len() {
@@ -199,7 +199,7 @@ impl Dev {
     }
 
     /// Runs the binary against this cluster as its admin; gives exit code, stdout, stderr.
-    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn cli(&self, args: &[&str]) -> (i32, String, String) {
         let urls: Vec<&str> = self.file.nodes.iter().map(|n| n.http.as_str()).collect();
         let output = Command::new(REGENT)
             .args(args)
@@ -216,7 +216,7 @@ impl Dev {
     }
 
     /// Ends `regent dev` with a signal and waits for it; gives the folder, to start again in it.
-    pub fn end(mut self, signal: Signal) -> tempfile::TempDir {
+    pub(crate) fn end(mut self, signal: Signal) -> tempfile::TempDir {
         send(self.dev.id(), signal);
         let _ = self.dev.wait();
         self.reap_all();
@@ -280,7 +280,7 @@ impl Drop for Dev {
 }
 
 /// Looks until there is something, or panics with what was missing.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
@@ -292,7 +292,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
 }
 
 /// Waits until a session is in a state.
-pub async fn session_state(client: &Client, name: &SessionName, state: SessionState) -> Session {
+pub(crate) async fn session_state(client: &Client, name: &SessionName, state: SessionState) -> Session {
     eventually(&format!("session {name} {}", state.as_str()), || async {
         let session = client.session(name).await.ok()?;
         assert!(
@@ -308,18 +308,18 @@ pub async fn session_state(client: &Client, name: &SessionName, state: SessionSt
 }
 
 /// A session of a template with nothing special.
-pub fn session_of(template: &str) -> CreateSession {
+pub(crate) fn session_of(template: &str) -> CreateSession {
     serde_json::from_value(serde_json::json!({ "template": TemplateName::new(template).unwrap() })).unwrap()
 }
 
 /// Whether a process runs (a zombie does not).
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !matches!(stat.rsplit(')').next().unwrap_or("").trim_start().chars().next(), Some('Z' | 'X')))
 }
 
 /// All processes whose environment or command line names a text: for a test's folder, what belongs to it.
-pub fn processes_naming(text: &str) -> Vec<u32> {
+pub(crate) fn processes_naming(text: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -334,7 +334,7 @@ pub fn processes_naming(text: &str) -> Vec<u32> {
 }
 
 /// Sends a signal.
-pub fn send(pid: u32, signal: Signal) {
+pub(crate) fn send(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     let _ = kill_process(pid, signal);
 }
@@ -349,7 +349,7 @@ fn kill_and_wait(pid: u32) {
 }
 
 /// Makes a file readable by its owner only.
-pub fn restrict(path: &Path) {
+pub(crate) fn restrict(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
@@ -360,7 +360,7 @@ fn read_dev_file(folder: &Path) -> DevFile {
 
 /// Whether a tool that a test needs is missing. A missing tool skips the test by name, unless
 /// `REGENT_REQUIRE` lists the need: then it is a failure.
-pub fn lacks(need: &str, is_there: bool) -> bool {
+pub(crate) fn lacks(need: &str, is_there: bool) -> bool {
     if is_there {
         return false;
     }
