@@ -427,7 +427,7 @@ impl Shared {
         match self.transfer(None, Instant::now() + TRANSFER_WITHIN).await {
             Ok(()) | Err(TransferError::NotLeader) => {}
             Err(error) => {
-                tracing::info!(node = %self.node, %error, "stopping without handing the leadership over")
+                tracing::info!(node = %self.node, %error, "stopping without handing the leadership over");
             }
         }
         if let Some(raft) = self.raft.get()

@@ -156,7 +156,7 @@ pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
     loop {
         let refused = match &*link.borrow_and_update() {
             Link::Refused(refusal) => Some(refusal.to_string()),
-            Link::Up | Link::Down(_) => None,
+            Link::Up | Link::Down { .. } => None,
         };
         if let Some(why) = refused {
             shared.halt(Halt::Failed(why));

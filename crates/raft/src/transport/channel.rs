@@ -56,8 +56,13 @@ pub(crate) enum Failure {
 /// What the connection is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Not connected, for this reason.
-    Down(String),
+    /// Not connected.
+    Down {
+        /// Since when.
+        since: Instant,
+        /// Why the last attempt failed.
+        why: String,
+    },
     /// Refused for good: see [`Refusal::is_final_for`].
     Refused(Refusal),
     /// Connected.
@@ -88,7 +93,10 @@ impl Channel {
         stop: CancellationToken,
     ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let (link_tx, link) = watch::channel(Link::Down("not connected yet".to_owned()));
+        let (link_tx, link) = watch::channel(Link::Down {
+            since: Instant::now(),
+            why: "not connected yet".to_owned(),
+        });
         let task = Task {
             identity,
             peer,
@@ -166,7 +174,10 @@ impl Task {
                     self.link.send_replace(Link::Up);
                     let error = self.serve(connection).await;
                     tracing::debug!(peer = %self.peer, purpose = self.purpose.as_str(), %error, "disconnected");
-                    self.link.send_replace(Link::Down(error.to_string()));
+                    self.link.send_replace(Link::Down {
+                        since: Instant::now(),
+                        why: error.to_string(),
+                    });
                     if matches!(error, LinkError::Closed) && self.queue.is_closed() {
                         return;
                     }
@@ -186,11 +197,15 @@ impl Task {
                         }
                         last_error.clone_from(&text);
                     }
+                    let since = match &*self.link.borrow() {
+                        Link::Down { since, .. } => *since,
+                        Link::Up | Link::Refused(_) => Instant::now(),
+                    };
                     self.link.send_replace(match error {
                         LinkError::Refused(refusal) if refusal.is_final_for(self.identity.node()) => {
                             Link::Refused(refusal)
                         }
-                        _ => Link::Down(text),
+                        _ => Link::Down { since, why: text },
                     });
                 }
             }

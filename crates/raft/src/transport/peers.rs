@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::channel::Channel;
+use super::channel::{Channel, Link};
 use super::wire::Purpose;
 use crate::identity::Identity;
 
@@ -55,6 +55,23 @@ impl Peer {
                 .elapsed()
                 .saturating_sub(Duration::from_millis(at)),
         )
+    }
+}
+
+/// What a dead peer sent last may still be read from one connection after another one was found broken.
+const AFTERGLOW: Duration = Duration::from_millis(100);
+
+impl Peer {
+    fn is_alive(&self, patience: Duration) -> bool {
+        let Some(silence) = self.silence() else {
+            return false;
+        };
+        let lost = match &*self.control.link().borrow() {
+            Link::Up => None,
+            Link::Down { since, .. } => Some(since.elapsed()),
+            Link::Refused(_) => return false,
+        };
+        silence <= patience && lost.is_none_or(|lost| silence + AFTERGLOW < lost)
     }
 }
 
@@ -114,12 +131,10 @@ impl Peers {
         self.map.get(&id)
     }
 
-    /// Whether `id` has a live connection and was heard within the patience.
+    /// Whether `id` was heard within the patience, and after the connection to it was last lost: a peer
+    /// that is back is heard before its own port has been found open again.
     pub(crate) fn is_reachable(&self, id: NodeId) -> bool {
-        id == self.me
-            || self.get(id).is_some_and(|peer| {
-                peer.control.is_up() && peer.silence().is_some_and(|silence| silence <= self.patience)
-            })
+        id == self.me || self.get(id).is_some_and(|peer| peer.is_alive(self.patience))
     }
 
     /// The reachable members, this node included, by id.
