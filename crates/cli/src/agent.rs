@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use regent_agent::{Options, machine_capacity};
 use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime};
+use regent_agent::{Options, machine_capacity};
 use regent_types::agent::Capacity;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,10 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<ExitCode> {
         // The shims of the sessions watch the same lifeline and end by themselves.
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
     }
-    running.await.map(|()| ExitCode::SUCCESS).context("the agent stopped")
+    running
+        .await
+        .map(|()| ExitCode::SUCCESS)
+        .context("the agent stopped")
 }
 
 fn options(config: &AgentConfig) -> anyhow::Result<Options> {
@@ -47,7 +50,9 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         (Some(token), None) => token.clone(),
         (None, Some(file)) => secret_file(file)?,
         (None, None) => return Err(UsageError("no token: give --token-file (or --token)".to_owned()).into()),
-        (Some(_), Some(_)) => return Err(UsageError("token and token-file are both set; keep one".to_owned()).into()),
+        (Some(_), Some(_)) => {
+            return Err(UsageError("token and token-file are both set; keep one".to_owned()).into());
+        }
     };
     let labels: BTreeMap<String, String> = config
         .labels
@@ -64,7 +69,10 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         token,
         replica: config.replica.clone(),
         data: required(config.data.clone(), "data")?,
-        platform: config.platform.clone().unwrap_or_else(|| config.runtime.unwrap_or_default().as_str().to_owned()),
+        platform: config
+            .platform
+            .clone()
+            .unwrap_or_else(|| config.runtime.unwrap_or_default().as_str().to_owned()),
         region: config.region.clone().unwrap_or_default(),
         labels,
         capacity: Capacity {

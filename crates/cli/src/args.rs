@@ -28,10 +28,23 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "REGENT_LOG_FORMAT", value_enum, default_value_t)]
     pub(crate) log_format: logging::Format,
     /// How records are printed.
-    #[arg(long, short, global = true, env = "REGENT_OUTPUT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "REGENT_OUTPUT",
+        value_enum,
+        default_value_t
+    )]
     pub(crate) output: output::Format,
     /// The cluster: any of its nodes, comma-separated, tried in turn.
-    #[arg(long, global = true, env = "REGENT_URL", value_name = "URL,URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(
+        long,
+        global = true,
+        env = "REGENT_URL",
+        value_name = "URL,URL",
+        default_value = "http://127.0.0.1:8000"
+    )]
     pub(crate) url: String,
 }
 

@@ -20,8 +20,20 @@ pub(crate) struct UsageError(pub(crate) String);
 /// Variables that are not settings of `server` or `agent run`: those of the client commands, of
 /// tests, and those that sessions find in their environment.
 const OTHER_VARIABLES: [&str; 14] = [
-    "url", "token", "config", "output", "log", "log_format", "require", "password", "session", "generation",
-    "lease_token", "agent", "user", "test_keep",
+    "url",
+    "token",
+    "config",
+    "output",
+    "log",
+    "log_format",
+    "require",
+    "password",
+    "session",
+    "generation",
+    "lease_token",
+    "agent",
+    "user",
+    "test_keep",
 ];
 
 /// Settings that may come from a file, from variables and from flags.
@@ -33,7 +45,9 @@ pub(crate) trait Settings: Serialize + DeserializeOwned {
 /// Reads the settings of one command.
 pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result<S> {
     for (name, _) in std::env::vars_os() {
-        let Some(key) = name.to_str().and_then(|n| n.strip_prefix("REGENT_")) else { continue };
+        let Some(key) = name.to_str().and_then(|n| n.strip_prefix("REGENT_")) else {
+            continue;
+        };
         let key = key.to_ascii_lowercase();
         let known = [ServerConfig::KEYS, AgentConfig::KEYS].concat();
         if !OTHER_VARIABLES.contains(&key.as_str()) && !known.contains(&key.replace('_', "-").as_str()) {
@@ -47,7 +61,11 @@ pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result
     let mut figment = Figment::new();
     if let Some(file) = file {
         if !file.is_file() {
-            return Err(UsageError(format!("the configuration file {} does not exist", file.display())).into());
+            return Err(UsageError(format!(
+                "the configuration file {} does not exist",
+                file.display()
+            ))
+            .into());
         }
         figment = figment.merge(Toml::file_exact(file));
     }
@@ -79,7 +97,11 @@ pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
     let secret = text.trim().to_owned();
-    if secret.is_empty() { Err(about("is empty").into()) } else { Ok(secret) }
+    if secret.is_empty() {
+        Err(about("is empty").into())
+    } else {
+        Ok(secret)
+    }
 }
 
 /// Settings of `regent server`.
@@ -146,8 +168,18 @@ pub(crate) struct ServerConfig {
 
 impl Settings for ServerConfig {
     const KEYS: &'static [&'static str] = &[
-        "node-id", "data", "http", "peer", "members", "cluster-secret-file", "advertise-http", "advertise-peer",
-        "heartbeat", "stale-after", "bootstrap-token-file", "bootstrap-password-file",
+        "node-id",
+        "data",
+        "http",
+        "peer",
+        "members",
+        "cluster-secret-file",
+        "advertise-http",
+        "advertise-peer",
+        "heartbeat",
+        "stale-after",
+        "bootstrap-token-file",
+        "bootstrap-password-file",
     ];
 }
 
@@ -158,7 +190,11 @@ pub(crate) struct Members(pub(crate) BTreeMap<u64, String>);
 impl Serialize for Members {
     /// As the text of the flag.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let parts: Vec<String> = self.0.iter().map(|(id, address)| format!("{id}={address}")).collect();
+        let parts: Vec<String> = self
+            .0
+            .iter()
+            .map(|(id, address)| format!("{id}={address}"))
+            .collect();
         serializer.serialize_str(&parts.join(","))
     }
 }
@@ -169,7 +205,10 @@ fn parse_members(text: &str) -> Result<Members, String> {
         let (id, address) = part
             .split_once('=')
             .ok_or_else(|| format!("{part:?} is not ID=ADDR; write 1=10.0.0.1:7000,2=10.0.0.2:7000"))?;
-        let id: u64 = id.trim().parse().map_err(|_| format!("{id:?} is not a node id; node ids are whole numbers from 1"))?;
+        let id: u64 = id
+            .trim()
+            .parse()
+            .map_err(|_| format!("{id:?} is not a node id; node ids are whole numbers from 1"))?;
         if id == 0 {
             return Err("node ids begin at 1".to_owned());
         }
@@ -177,7 +216,11 @@ fn parse_members(text: &str) -> Result<Members, String> {
             return Err(format!("node {id} is listed twice"));
         }
     }
-    if members.is_empty() { Err("the list of members is empty".to_owned()) } else { Ok(Members(members)) }
+    if members.is_empty() {
+        Err("the list of members is empty".to_owned())
+    } else {
+        Ok(Members(members))
+    }
 }
 
 impl<'de> Deserialize<'de> for Members {
@@ -190,9 +233,11 @@ impl<'de> Deserialize<'de> for Members {
         }
         let text = match Form::deserialize(deserializer)? {
             Form::Text(text) => text,
-            Form::Table(table) => {
-                table.iter().map(|(id, address)| format!("{id}={address}")).collect::<Vec<_>>().join(",")
-            }
+            Form::Table(table) => table
+                .iter()
+                .map(|(id, address)| format!("{id}={address}"))
+                .collect::<Vec<_>>()
+                .join(","),
         };
         parse_members(&text).map_err(serde::de::Error::custom)
     }
@@ -280,8 +325,19 @@ pub(crate) struct AgentConfig {
 
 impl Settings for AgentConfig {
     const KEYS: &'static [&'static str] = &[
-        "agent-id", "servers", "token", "token-file", "runtime", "replica", "data", "platform", "region", "labels",
-        "max-sessions", "cpu", "memory",
+        "agent-id",
+        "servers",
+        "token",
+        "token-file",
+        "runtime",
+        "replica",
+        "data",
+        "platform",
+        "region",
+        "labels",
+        "max-sessions",
+        "cpu",
+        "memory",
     ];
 }
 
@@ -298,9 +354,18 @@ mod tests {
     #[test]
     fn flags_go_before_the_file_and_members_may_be_a_table() {
         let file = file("node-id = 1\nheartbeat = \"5s\"\n[members]\n1 = \"a:1\"\n2 = \"b:2\"\n");
-        let flags = ServerConfig { node_id: Some(NodeId(2)), ..ServerConfig::default() };
-        let typed = ServerConfig { members: Some(parse_members("7=c:3").unwrap()), ..flags.clone() };
-        assert_eq!(load(Some(file.path()), typed).unwrap().members.unwrap().0[&7], "c:3");
+        let flags = ServerConfig {
+            node_id: Some(NodeId(2)),
+            ..ServerConfig::default()
+        };
+        let typed = ServerConfig {
+            members: Some(parse_members("7=c:3").unwrap()),
+            ..flags.clone()
+        };
+        assert_eq!(
+            load(Some(file.path()), typed).unwrap().members.unwrap().0[&7],
+            "c:3"
+        );
         let config = load(Some(file.path()), flags).unwrap();
         assert_eq!(config.node_id, Some(NodeId(2)));
         assert_eq!(config.heartbeat, Some(Span(5_000)));
@@ -310,7 +375,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let file = file("node-idd = 1\n");
-        let error = load(Some(file.path()), ServerConfig::default()).unwrap_err().to_string();
+        let error = load(Some(file.path()), ServerConfig::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("node-idd"), "{error}");
     }
 
@@ -326,6 +393,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let file = file("secret");
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(secret_file(file.path()).unwrap_err().to_string().contains("chmod 600"));
+        assert!(
+            secret_file(file.path())
+                .unwrap_err()
+                .to_string()
+                .contains("chmod 600")
+        );
     }
 }

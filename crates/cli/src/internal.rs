@@ -33,7 +33,11 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Demo => demo::demo_main(),
         Command::Keeper { lifeline } => {
             let ended = Lifeline::open(lifeline).and_then(|dev| dev.wait());
-            if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if ended.is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

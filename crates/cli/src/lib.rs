@@ -31,7 +31,11 @@ pub fn main() -> ExitCode {
     match Args::try_parse() {
         Ok(args) => run(args).unwrap_or_else(|error| {
             output::error(&error);
-            ExitCode::from(if error.is::<config::UsageError>() { USAGE } else { FAILED })
+            ExitCode::from(if error.is::<config::UsageError>() {
+                USAGE
+            } else {
+                FAILED
+            })
         }),
         Err(error) => {
             // clap prints help to stdout and succeeds, usage errors to stderr.

@@ -11,10 +11,14 @@ pub(crate) struct Lifeline(Option<ProcessId>);
 impl Lifeline {
     /// Reads the hidden flag; refused when that process has ended already.
     pub(crate) fn of(flag: Option<&str>) -> anyhow::Result<Self> {
-        let id: Option<ProcessId> =
-            flag.map(str::parse).transpose().map_err(|e: String| UsageError(format!("--lifeline: {e}")))?;
+        let id: Option<ProcessId> = flag
+            .map(str::parse)
+            .transpose()
+            .map_err(|e: String| UsageError(format!("--lifeline: {e}")))?;
         if id.is_some_and(|id| !id.is_alive()) {
-            anyhow::bail!("the `regent dev` that this command belonged to has ended; start `regent dev` again");
+            anyhow::bail!(
+                "the `regent dev` that this command belonged to has ended; start `regent dev` again"
+            );
         }
         Ok(Self(id))
     }

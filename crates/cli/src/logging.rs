@@ -20,7 +20,9 @@ pub(crate) fn start(format: Format) -> anyhow::Result<()> {
     let filter = std::env::var("REGENT_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned());
     let filter = EnvFilter::try_new(&filter)
         .map_err(|e| crate::config::UsageError(format!("REGENT_LOG={filter:?} is not a filter: {e}")))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         Format::Text => subscriber.with_ansi(false).init(),
         Format::Json => subscriber.json().flatten_event(true).init(),

@@ -39,14 +39,16 @@ pub(crate) fn records<R: Serialize>(
         Format::Json => line(serde_json::to_string_pretty(records)?),
         Format::Table => {
             let mut table = Table::new();
-            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+            table
+                .load_style(presets::NOTHING)
+                .set_content_arrangement(ContentArrangement::Disabled);
             table.set_header(columns.to_vec());
             for record in records {
                 table.add_row(row(record));
             }
-            // Without the preset's padding at the line ends.
+            // Without the style's padding at both ends.
             for text in table.to_string().lines() {
-                line(text.trim_end());
+                line(text.strip_prefix(' ').unwrap_or(text).trim_end());
             }
         }
     }

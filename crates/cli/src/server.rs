@@ -8,8 +8,8 @@ use regent_server::{Options, Server};
 use regent_types::NodeId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::lifeline::Lifeline;
 use crate::config::{ServerConfig, UsageError, required, secret_file};
+use crate::lifeline::Lifeline;
 
 /// Shorter ones can be guessed.
 const MIN_SECRET: usize = 16;
@@ -50,7 +50,11 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
     let members = required(config.members.clone(), "members")?;
     let secret_path = required(config.cluster_secret_file.as_deref(), "cluster-secret-file")?;
     if !members.0.contains_key(&node.0) {
-        return Err(UsageError(format!("node {node} is not in the list of members {:?}", members.0)).into());
+        return Err(UsageError(format!(
+            "node {node} is not in the list of members {:?}",
+            members.0
+        ))
+        .into());
     }
     let secret = secret_file(secret_path)?;
     if secret.len() < MIN_SECRET {
@@ -74,14 +78,29 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
         data,
         http,
         peer,
-        advertise_http: config.advertise_http.clone().unwrap_or_else(|| format!("http://{http}")),
+        advertise_http: config
+            .advertise_http
+            .clone()
+            .unwrap_or_else(|| format!("http://{http}")),
         advertise_peer: config.advertise_peer.clone().unwrap_or_else(|| peer.to_string()),
-        members: members.0.into_iter().map(|(id, address)| (NodeId(id), address)).collect(),
+        members: members
+            .0
+            .into_iter()
+            .map(|(id, address)| (NodeId(id), address))
+            .collect(),
         secret: secret.into_bytes(),
         heartbeat,
         stale_after,
-        bootstrap_token: config.bootstrap_token_file.as_deref().map(secret_file).transpose()?,
-        admin_password: config.bootstrap_password_file.as_deref().map(secret_file).transpose()?,
+        bootstrap_token: config
+            .bootstrap_token_file
+            .as_deref()
+            .map(secret_file)
+            .transpose()?,
+        admin_password: config
+            .bootstrap_password_file
+            .as_deref()
+            .map(secret_file)
+            .transpose()?,
         dev: config.dev,
         in_memory: false,
         http_listener: None,
@@ -98,7 +117,10 @@ pub(crate) struct Signals {
 impl Signals {
     /// From now on the signals no longer kill this process.
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Until one of them comes.

@@ -39,7 +39,11 @@ impl Children {
             .spawn()
             .context("the keeper cannot be started")?;
         let lifeline = ProcessId::of(keeper.id().context("the keeper ended at once")?)?;
-        Ok(Self { keeper, lifeline, all: Vec::new() })
+        Ok(Self {
+            keeper,
+            lifeline,
+            all: Vec::new(),
+        })
     }
 
     /// What every process of this `dev` watches.
@@ -90,7 +94,9 @@ impl Children {
                     && let Some(status) = child.try_wait().ok().flatten()
                 {
                     *ended = Some(status);
-                    let told = anyhow::anyhow!("{name} ended ({status}); dev.json has the command that starts it again");
+                    let told = anyhow::anyhow!(
+                        "{name} ended ({status}); dev.json has the command that starts it again"
+                    );
                     crate::output::error(&told);
                 }
             }
@@ -132,9 +138,12 @@ fn anything_lives_in(folder: &Path) -> bool {
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let ours = own.is_some() && std::fs::read_link(format!("/proc/{pid}/exe")).ok() == own;
         let environment = read("environ");
-        (ours && has(&read("cmdline"), folder)) || (has(&environment, b"REGENT_SESSION=") && has(&environment, folder))
+        (ours && has(&read("cmdline"), folder))
+            || (has(&environment, b"REGENT_SESSION=") && has(&environment, folder))
     };
-    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return false;
+    };
     processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .any(|pid| pid != std::process::id() && ProcessId::of(pid).is_ok() && lives(pid))

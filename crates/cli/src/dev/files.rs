@@ -69,9 +69,16 @@ impl Folder {
             .create(path)
             .with_context(|| format!("the folder {} cannot be made", path.display()))?;
         let path = path.canonicalize()?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("dev.lock"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("dev.lock"))?;
         if lock.try_lock().is_err() {
-            anyhow::bail!("another `regent dev` uses {}; end it, or choose another folder with --data", path.display());
+            anyhow::bail!(
+                "another `regent dev` uses {}; end it, or choose another folder with --data",
+                path.display()
+            );
         }
         Ok(Self { path, _lock: lock })
     }
@@ -97,11 +104,25 @@ impl Folder {
             None => {
                 let http = http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
                 let peer = ports::free(http.len())?;
-                let nodes = http.iter().zip(&peer).zip(1..).map(|((h, p), id)| NodeProcess::new(id, *h, *p, self)).collect();
-                DevFile { nodes, agents: Vec::new(), admin_token: secret("regent_"), admin_password: secret("") }
+                let nodes = http
+                    .iter()
+                    .zip(&peer)
+                    .zip(1..)
+                    .map(|((h, p), id)| NodeProcess::new(id, *h, *p, self))
+                    .collect();
+                DevFile {
+                    nodes,
+                    agents: Vec::new(),
+                    admin_token: secret("regent_"),
+                    admin_password: secret(""),
+                }
             }
         };
-        ports::check(file.nodes.iter().filter_map(|n| n.http.rsplit_once(':')?.1.parse().ok()))?;
+        ports::check(
+            file.nodes
+                .iter()
+                .filter_map(|n| n.http.rsplit_once(':')?.1.parse().ok()),
+        )?;
         file.agents.clear();
         for (name, text) in [
             ("cluster.secret", None),
@@ -113,7 +134,11 @@ impl Folder {
                 write_secret(&path, text.map_or_else(|| secret(""), Clone::clone).as_str())?;
             }
         }
-        let members: Vec<String> = file.nodes.iter().map(|n| format!("{}={}", n.id, n.peer)).collect();
+        let members: Vec<String> = file
+            .nodes
+            .iter()
+            .map(|n| format!("{}={}", n.id, n.peer))
+            .collect();
         for node in &mut file.nodes {
             node.command = self.node_command(node, &members.join(","), lifeline)?;
         }
@@ -202,9 +227,12 @@ impl Folder {
     fn read(&self) -> anyhow::Result<Option<DevFile>> {
         let path = self.path.join("dev.json");
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .with_context(|| format!("{} cannot be read; remove the folder to begin anew", path.display())),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!(
+                    "{} cannot be read; remove the folder to begin anew",
+                    path.display()
+                )
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
         }
@@ -219,7 +247,12 @@ impl Folder {
 /// Writes a file that only its owner may read, whole or not at all.
 pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let aside = path.with_extension("new");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&aside)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&aside, path).with_context(|| format!("{} cannot be written", path.display()))
@@ -227,7 +260,9 @@ pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
 
 fn program() -> anyhow::Result<String> {
     let path = std::env::current_exe().context("this program's own path cannot be found")?;
-    path.into_os_string().into_string().map_err(|p| anyhow::anyhow!("the path {} is not text", p.display()))
+    path.into_os_string()
+        .into_string()
+        .map_err(|p| anyhow::anyhow!("the path {} is not text", p.display()))
 }
 
 fn http_ports(first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
@@ -236,11 +271,18 @@ fn http_ports(first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
         return ports::free(count);
     }
     let last = u64::from(first) + nodes - 1;
-    anyhow::ensure!(last <= u64::from(u16::MAX), "ports {first} to {last} do not exist");
+    anyhow::ensure!(
+        last <= u64::from(u16::MAX),
+        "ports {first} to {last} do not exist"
+    );
     Ok((first..).take(count).collect())
 }
 
 fn secret(prefix: &str) -> String {
-    let random: String = rand::rng().sample_iter(Alphanumeric).take(SECRET_LEN).map(char::from).collect();
+    let random: String = rand::rng()
+        .sample_iter(Alphanumeric)
+        .take(SECRET_LEN)
+        .map(char::from)
+        .collect();
     format!("{prefix}{random}")
 }

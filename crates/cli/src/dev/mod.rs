@@ -56,7 +56,12 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     let mut signals = crate::server::Signals::new()?;
     let temporary = match &args.data {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("regent-dev-").tempdir().context("no temporary folder")?),
+        None => Some(
+            tempfile::Builder::new()
+                .prefix("regent-dev-")
+                .tempdir()
+                .context("no temporary folder")?,
+        ),
     };
     let path = match (&args.data, &temporary) {
         (Some(path), _) => path.clone(),
@@ -85,9 +90,15 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
             if let Some(temporary) = temporary {
                 // Kept: the logs say why.
                 let kept = temporary.keep();
-                return Err(error.context(format!("the cluster did not start; its logs are in {}", kept.display())));
+                return Err(error.context(format!(
+                    "the cluster did not start; its logs are in {}",
+                    kept.display()
+                )));
             }
-            Err(error.context(format!("the cluster did not start; its logs are in {}", path.display())))
+            Err(error.context(format!(
+                "the cluster did not start; its logs are in {}",
+                path.display()
+            )))
         }
     }
 }
@@ -97,13 +108,20 @@ async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyh
     let lifeline = children.lifeline().to_string();
     let mut file = folder.plan(args.nodes, args.http_port, &lifeline)?;
     for node in &mut file.nodes {
-        node.pid = children.spawn(&format!("node {}", node.id), &node.command, &folder.log(&format!("node-{}", node.id)))?;
+        node.pid = children.spawn(
+            &format!("node {}", node.id),
+            &node.command,
+            &folder.log(&format!("node-{}", node.id)),
+        )?;
     }
     folder.write(&file)?;
 
     let servers: Vec<String> = file.nodes.iter().map(|n| n.http.clone()).collect();
     let client = Client::new(servers.clone(), Some(file.admin_token.clone()))?;
-    until(deadline, children, "a leader", || async { client.cluster().await.is_ok_and(|c| c.leader.is_some()) }).await?;
+    until(deadline, children, "a leader", || async {
+        client.cluster().await.is_ok_and(|c| c.leader.is_some())
+    })
+    .await?;
 
     let agent = AgentId::new(AGENT)?;
     let token_file = folder.agent_token(AGENT);
@@ -116,8 +134,14 @@ async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyh
             labels: BTreeMap::new(),
             metadata: serde_json::Value::Null,
         };
-        client.register_agent(&register).await.context("the agent cannot be registered")?;
-        let token = client.create_agent_token(&agent).await.context("the agent's token cannot be made")?;
+        client
+            .register_agent(&register)
+            .await
+            .context("the agent cannot be registered")?;
+        let token = client
+            .create_agent_token(&agent)
+            .await
+            .context("the agent's token cannot be made")?;
         files::write_secret(&token_file, &token.token.context("the answer holds no token")?)?;
     }
     let mut process = AgentProcess {
@@ -129,13 +153,19 @@ async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyh
     file.agents.push(process);
     folder.write(&file)?;
     until(deadline, children, "the agent", || async {
-        client.agent(&agent).await.is_ok_and(|a| a.status == AgentStatus::Online)
+        client
+            .agent(&agent)
+            .await
+            .is_ok_and(|a| a.status == AgentStatus::Online)
     })
     .await?;
     // Every node serves, not only the one that was asked.
     for server in &servers {
         let one = Client::new(vec![server.clone()], Some(file.admin_token.clone()))?;
-        until(deadline, children, &format!("the node at {server}"), || async { one.readyz().await.is_ok() }).await?;
+        until(deadline, children, &format!("the node at {server}"), || async {
+            one.readyz().await.is_ok()
+        })
+        .await?;
     }
     Ok(file)
 }
@@ -154,7 +184,10 @@ async fn until<F: Future<Output = bool>>(
         if let Some(ended) = children.first_that_ended() {
             anyhow::bail!("{ended} before {what} was there");
         }
-        anyhow::ensure!(Instant::now() < deadline, "{what} was not there after {READY_WITHIN:?}");
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "{what} was not there after {READY_WITHIN:?}"
+        );
         tokio::time::sleep(ASK_EVERY).await;
     }
 }

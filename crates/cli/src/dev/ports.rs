@@ -17,8 +17,9 @@ pub(super) fn free(count: usize) -> anyhow::Result<Vec<u16>> {
 /// Checks that ports are free, to say so before anything is started.
 pub(super) fn check(ports: impl IntoIterator<Item = u16>) -> anyhow::Result<()> {
     for port in ports {
-        TcpListener::bind(("127.0.0.1", port))
-            .with_context(|| format!("port {port} on 127.0.0.1 is taken; choose others with --http-port, 0 for any"))?;
+        TcpListener::bind(("127.0.0.1", port)).with_context(|| {
+            format!("port {port} on 127.0.0.1 is taken; choose others with --http-port, 0 for any")
+        })?;
     }
     Ok(())
 }

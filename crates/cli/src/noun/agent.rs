@@ -54,7 +54,16 @@ pub(crate) enum Command {
     },
 }
 
-const COLUMNS: [&str; 8] = ["ID", "PLATFORM", "REGION", "STATUS", "SCHEDULING", "SESSIONS", "NODE", "LAST HEARTBEAT"];
+const COLUMNS: [&str; 8] = [
+    "ID",
+    "PLATFORM",
+    "REGION",
+    "STATUS",
+    "SCHEDULING",
+    "SESSIONS",
+    "NODE",
+    "LAST HEARTBEAT",
+];
 
 fn row(a: &Agent) -> Vec<String> {
     let status = match a.status {
@@ -72,7 +81,11 @@ fn row(a: &Agent) -> Vec<String> {
         a.region.clone(),
         status.to_owned(),
         scheduling.to_owned(),
-        format!("{}/{}", a.allocated.sessions, or_dash(a.capacity.max_sessions.as_ref())),
+        format!(
+            "{}/{}",
+            a.allocated.sessions,
+            or_dash(a.capacity.max_sessions.as_ref())
+        ),
         or_dash(a.node.as_ref()),
         or_dash(a.last_heartbeat.as_ref()),
     ]

@@ -13,7 +13,16 @@ pub(crate) enum Command {
     Status,
 }
 
-const COLUMNS: [&str; 8] = ["ID", "ROLE", "REACHABLE", "APPLIED", "DIGEST", "LAG MS", "HTTP", "PEER"];
+const COLUMNS: [&str; 8] = [
+    "ID",
+    "ROLE",
+    "REACHABLE",
+    "APPLIED",
+    "DIGEST",
+    "LAG MS",
+    "HTTP",
+    "PEER",
+];
 
 fn row(m: &Member) -> Vec<String> {
     vec![

@@ -45,7 +45,9 @@ fn status(text: &str) -> Result<CommandStatus, String> {
     })
 }
 
-const COLUMNS: [&str; 8] = ["ID", "AGENT", "SESSION", "ACTION", "STATUS", "RUN", "ATTEMPTS", "ERROR"];
+const COLUMNS: [&str; 8] = [
+    "ID", "AGENT", "SESSION", "ACTION", "STATUS", "RUN", "ATTEMPTS", "ERROR",
+];
 
 fn row(c: &Record) -> Vec<String> {
     vec![
@@ -64,8 +66,16 @@ fn row(c: &Record) -> Vec<String> {
 pub(crate) async fn run(client: &Client, command: Command, format: Format) -> anyhow::Result<()> {
     let one = |record: Record| output::record(format, &record, &COLUMNS, row);
     match command {
-        Command::List { agent, session, status } => {
-            let filter = CommandFilter { agent, session, status };
+        Command::List {
+            agent,
+            session,
+            status,
+        } => {
+            let filter = CommandFilter {
+                agent,
+                session,
+                status,
+            };
             output::records(format, &client.all_commands(&filter).await?, &COLUMNS, row)
         }
         Command::Get { id } => one(client.command(&id).await?),

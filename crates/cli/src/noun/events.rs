@@ -19,7 +19,10 @@ pub(crate) struct EventsArgs {
 
 /// Follows events until it is ended; goes to the next node when one goes away.
 pub(crate) async fn run(client: &Client, args: EventsArgs, format: Format) -> anyhow::Result<()> {
-    let mut events = client.events(EventFilter { after: args.after, kinds: args.kinds });
+    let mut events = client.events(EventFilter {
+        after: args.after,
+        kinds: args.kinds,
+    });
     while let Some(event) = events.next().await {
         print(format, &event?)?;
     }
@@ -31,7 +34,9 @@ pub(super) fn print(format: Format, event: &Event) -> anyhow::Result<()> {
     match format {
         Format::Json => output::line(serde_json::to_string(event)?),
         Format::Table => {
-            let state = ["state", "status"].iter().find_map(|key| event.record.get(key)?.as_str());
+            let state = ["state", "status"]
+                .iter()
+                .find_map(|key| event.record.get(key)?.as_str());
             output::line(format!(
                 "{}  {:<14} {:<22} {}  {}",
                 event.time,

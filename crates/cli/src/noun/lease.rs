@@ -52,7 +52,15 @@ pub(crate) struct Held {
     token: Token,
 }
 
-const COLUMNS: [&str; 7] = ["NAME", "HOLDER", "OWNER", "TOKEN", "TTL", "REMAINING", "GRANTED AT"];
+const COLUMNS: [&str; 7] = [
+    "NAME",
+    "HOLDER",
+    "OWNER",
+    "TOKEN",
+    "TTL",
+    "REMAINING",
+    "GRANTED AT",
+];
 
 fn row(l: &Lease) -> Vec<String> {
     vec![
@@ -72,9 +80,22 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
         Command::List => output::records(format, &client.all_leases().await?, &COLUMNS, row),
         Command::Get { name } => output::record(format, &client.lease(&name).await?, &COLUMNS, row),
         Command::Acquire { name, holder, ttl } => {
-            let grant = client.acquire_lease(&name, &AcquireLease { holder, ttl_ms: ttl.millis() }).await?;
+            let grant = client
+                .acquire_lease(
+                    &name,
+                    &AcquireLease {
+                        holder,
+                        ttl_ms: ttl.millis(),
+                    },
+                )
+                .await?;
             output::record(format, &grant, &["NAME", "HOLDER", "TOKEN", "TTL"], |g| {
-                vec![g.name.to_string(), g.holder.clone(), g.token.to_string(), Span(g.ttl_ms).to_string()]
+                vec![
+                    g.name.to_string(),
+                    g.holder.clone(),
+                    g.token.to_string(),
+                    Span(g.ttl_ms).to_string(),
+                ]
             })
         }
         Command::Renew(held) => confirmed(format, &client.renew_lease(&held.name, held.token).await?),
@@ -85,5 +106,7 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
 }
 
 fn confirmed(format: Format, confirmed: &LeaseConfirmed) -> anyhow::Result<()> {
-    output::record(format, confirmed, &["TOKEN", "TTL"], |c| vec![c.token.to_string(), Span(c.ttl_ms).to_string()])
+    output::record(format, confirmed, &["TOKEN", "TTL"], |c| {
+        vec![c.token.to_string(), Span(c.ttl_ms).to_string()]
+    })
 }

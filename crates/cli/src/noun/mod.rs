@@ -53,7 +53,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         std::io::stdin().read_to_string(&mut text)?;
         text
     } else {
-        std::fs::read_to_string(path).map_err(|e| UsageError(format!("{} cannot be read: {e}", path.display())))?
+        std::fs::read_to_string(path)
+            .map_err(|e| UsageError(format!("{} cannot be read: {e}", path.display())))?
     };
     serde_json::from_str(&text).with_context(|| format!("{} is not as it should be", path.display()))
 }
@@ -64,7 +65,9 @@ fn password(file: Option<&Path>, prompt: &str) -> anyhow::Result<String> {
         Some(file) => crate::config::secret_file(file),
         None => match std::env::var("REGENT_PASSWORD") {
             Ok(password) => Ok(password),
-            Err(_) => rpassword::prompt_password(prompt).context("no password could be read; give --password-file"),
+            Err(_) => {
+                rpassword::prompt_password(prompt).context("no password could be read; give --password-file")
+            }
         },
     }
 }

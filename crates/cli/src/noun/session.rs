@@ -122,14 +122,19 @@ pub(crate) struct Create {
 }
 
 fn state(text: &str) -> Result<SessionState, String> {
-    SessionState::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| {
-        let all: Vec<&str> = SessionState::ALL.iter().map(|s| s.as_str()).collect();
-        format!("there is no such state; there are {}", all.join(", "))
-    })
+    SessionState::ALL
+        .into_iter()
+        .find(|s| s.as_str() == text)
+        .ok_or_else(|| {
+            let all: Vec<&str> = SessionState::ALL.iter().map(|s| s.as_str()).collect();
+            format!("there is no such state; there are {}", all.join(", "))
+        })
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
-    text.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?} is not K=V"))
+    text.split_once('=')
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .ok_or_else(|| format!("{text:?} is not K=V"))
 }
 
 const COLUMNS: [&str; 7] = ["NAME", "USER", "TEMPLATE", "STATE", "AGENT", "URL", "REASON"];
@@ -157,21 +162,41 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
             }
             output::record(format, &session, &COLUMNS, row)
         }
-        Command::List { user, state, agent, tag } => {
-            let filter = SessionFilter { user, state, agent, tag };
+        Command::List {
+            user,
+            state,
+            agent,
+            tag,
+        } => {
+            let filter = SessionFilter {
+                user,
+                state,
+                agent,
+                tag,
+            };
             output::records(format, &client.all_sessions(&filter).await?, &COLUMNS, row)
         }
         Command::Get { name } => output::record(format, &client.session(&name).await?, &COLUMNS, row),
         Command::Stop { name } => action(format, &client.stop_session(&name).await?),
         Command::Hibernate { name } => action(format, &client.hibernate_session(&name).await?),
         Command::Wake { name } => action(format, &client.wake_session(&name).await?),
-        Command::Set { name, tags, idle_timeout, max_duration } => {
+        Command::Set {
+            name,
+            tags,
+            idle_timeout,
+            max_duration,
+        } => {
             let patch = PatchSession {
                 tags: (!tags.is_empty()).then_some(tags),
                 idle_timeout: idle_timeout.map(Some),
                 max_session_duration: max_duration.map(Some),
             };
-            output::record(format, &client.patch_session(&name, &patch, None).await?, &COLUMNS, row)
+            output::record(
+                format,
+                &client.patch_session(&name, &patch, None).await?,
+                &COLUMNS,
+                row,
+            )
         }
         Command::Watch { name } => watch(client, name, format).await,
     }
@@ -181,7 +206,10 @@ fn body(create: Create) -> CreateSession {
     CreateSession {
         user: create.user,
         template: create.template,
-        resources: Resources { memory: create.memory, cpu: create.cpu },
+        resources: Resources {
+            memory: create.memory,
+            cpu: create.cpu,
+        },
         persistent_home: create.persistent_home,
         idle_timeout: create.idle_timeout,
         max_session_duration: create.max_duration,
@@ -191,7 +219,11 @@ fn body(create: Create) -> CreateSession {
             region: create.region,
             labels: create.labels.into_iter().collect(),
         },
-        when_full: if create.queue { WhenFull::Queue } else { WhenFull::Reject },
+        when_full: if create.queue {
+            WhenFull::Queue
+        } else {
+            WhenFull::Reject
+        },
     }
 }
 
@@ -215,7 +247,11 @@ async fn until_running(client: &Client, mut session: Session) -> anyhow::Result<
 
 fn action(format: Format, action: &SessionAction) -> anyhow::Result<()> {
     output::record(format, action, &["NAME", "COMMAND", "MESSAGE"], |a| {
-        vec![a.name.to_string(), or_dash(a.command_id.as_ref()), a.message.clone()]
+        vec![
+            a.name.to_string(),
+            or_dash(a.command_id.as_ref()),
+            a.message.clone(),
+        ]
     })
 }
 

@@ -49,9 +49,20 @@ fn row(t: &ApiToken) -> Vec<String> {
 /// Runs it.
 pub(crate) async fn run(client: &Client, command: Command, format: Format) -> anyhow::Result<()> {
     match command {
-        Command::Create { user, description, expires_in } => {
-            show_new(format, &client.create_token(&CreateToken { user, description, expires_in }).await?)
-        }
+        Command::Create {
+            user,
+            description,
+            expires_in,
+        } => show_new(
+            format,
+            &client
+                .create_token(&CreateToken {
+                    user,
+                    description,
+                    expires_in,
+                })
+                .await?,
+        ),
         Command::List => output::records(format, &client.all_tokens().await?, &COLUMNS, row),
         Command::Revoke { id } => Ok(client.delete_token(&id).await?),
     }
@@ -62,7 +73,12 @@ pub(super) fn show_new(format: Format, token: &ApiToken) -> anyhow::Result<()> {
     match format {
         Format::Json => output::json(token),
         Format::Table => {
-            output::line(token.token.as_deref().unwrap_or("(the secret was shown when the token was first made)"));
+            output::line(
+                token
+                    .token
+                    .as_deref()
+                    .unwrap_or("(the secret was shown when the token was first made)"),
+            );
             Ok(())
         }
     }

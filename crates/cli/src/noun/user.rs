@@ -68,7 +68,11 @@ pub(crate) struct QuotaArgs {
 
 impl From<QuotaArgs> for Quota {
     fn from(args: QuotaArgs) -> Self {
-        Self { sessions: args.sessions, cpu: args.cpu, memory: args.memory }
+        Self {
+            sessions: args.sessions,
+            cpu: args.cpu,
+            memory: args.memory,
+        }
     }
 }
 
@@ -94,17 +98,44 @@ fn row(u: &User) -> Vec<String> {
 /// Runs it.
 pub(crate) async fn run(client: &Client, command: Command, format: Format) -> anyhow::Result<()> {
     match command {
-        Command::Create { name, role, quota, password_file } => {
+        Command::Create {
+            name,
+            role,
+            quota,
+            password_file,
+        } => {
             let password = super::password(password_file.as_deref(), "Password: ")?;
-            let user = client.create_user(&CreateUser { username: name, password, role, quota: quota.into() }).await?;
+            let user = client
+                .create_user(&CreateUser {
+                    username: name,
+                    password,
+                    role,
+                    quota: quota.into(),
+                })
+                .await?;
             output::record(format, &user, &COLUMNS, row)
         }
         Command::List => output::records(format, &client.all_users().await?, &COLUMNS, row),
         Command::Delete { name } => Ok(client.delete_user(&name).await?),
-        Command::Passwd { name, password_file, current_password_file } => {
-            let current_password = current_password_file.as_deref().map(crate::config::secret_file).transpose()?;
+        Command::Passwd {
+            name,
+            password_file,
+            current_password_file,
+        } => {
+            let current_password = current_password_file
+                .as_deref()
+                .map(crate::config::secret_file)
+                .transpose()?;
             let password = super::password(password_file.as_deref(), "New password: ")?;
-            Ok(client.set_password(&name, &SetPassword { password, current_password }).await?)
+            Ok(client
+                .set_password(
+                    &name,
+                    &SetPassword {
+                        password,
+                        current_password,
+                    },
+                )
+                .await?)
         }
         Command::Quota { name, quota } => Ok(client.set_quota(&name, &quota.into()).await?),
     }
