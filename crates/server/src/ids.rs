@@ -75,10 +75,12 @@ fn random<const N: usize>() -> [u8; N] {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -88,9 +90,21 @@ mod tests {
     /// Fault 17 of StreamSpace: user names that were no DNS labels broke the names of resources.
     #[test]
     fn every_user_and_template_give_a_dns_label() {
-        let users =
-            ["alice", "Alice.B@Example.org", "a__b", "7+", "x-", &"u".repeat(128), &format!("a{}", "-".repeat(100))];
-        let templates = ["demo", "a", &"t".repeat(63), &format!("{}-{}", "t".repeat(26), "u".repeat(30))];
+        let users = [
+            "alice",
+            "Alice.B@Example.org",
+            "a__b",
+            "7+",
+            "x-",
+            &"u".repeat(128),
+            &format!("a{}", "-".repeat(100)),
+        ];
+        let templates = [
+            "demo",
+            "a",
+            &"t".repeat(63),
+            &format!("{}-{}", "t".repeat(26), "u".repeat(30)),
+        ];
         for user in users {
             for template in templates {
                 let user = UserName::new(user).unwrap();
@@ -102,7 +116,10 @@ mod tests {
 
     #[test]
     fn short_names_are_kept_whole() {
-        let name = session_name(&UserName::new("Alice").unwrap(), &TemplateName::new("firefox-browser").unwrap());
+        let name = session_name(
+            &UserName::new("Alice").unwrap(),
+            &TemplateName::new("firefox-browser").unwrap(),
+        );
         assert!(name.as_str().starts_with("alice-firefox-browser-"), "{name}");
         assert_eq!(name.as_str().len(), "alice-firefox-browser-".len() + 8);
     }

@@ -50,7 +50,12 @@ pub(super) struct ListAgents {
     responses((status = 200, description = "One page", body = api::AgentList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListAgents>) -> Result<Response> {
     let page = Page::new("agents", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let caller = &snapshot.caller;
     if caller.role != Role::Agent {
         caller.require(Role::Operator, "listing agents")?;
@@ -60,9 +65,15 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListAgents>) -> R
     let (records, total, next_cursor) = page.take(records, |agent| agent.id.to_string());
     let ids: Vec<AgentId> = records.iter().map(|agent| agent.id.clone()).collect();
     let heard = last_heard(&reading, &snapshot, &ids).await;
-    let agents =
-        records.into_iter().map(|agent| view::agent(agent, snapshot.state(), heard.get(&agent.id).copied())).collect();
-    let body = api::AgentList { agents, total, next_cursor };
+    let agents = records
+        .into_iter()
+        .map(|agent| view::agent(agent, snapshot.state(), heard.get(&agent.id).copied()))
+        .collect();
+    let body = api::AgentList {
+        agents,
+        total,
+        next_cursor,
+    };
     Ok(reply::json(StatusCode::OK, snapshot.revision(), &body))
 }
 
@@ -70,13 +81,25 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListAgents>) -> R
 #[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "agents",
     params(("id" = String, Path, description = "The agent"), Read),
     responses((status = 200, description = "The agent", body = api::Agent), ReadProblems))]
-pub(super) async fn get(reading: Reading, Name(id): Name<AgentId>, Query(read): Query<Read>) -> Result<Response> {
+pub(super) async fn get(
+    reading: Reading,
+    Name(id): Name<AgentId>,
+    Query(read): Query<Read>,
+) -> Result<Response> {
     let snapshot = reading.view(read).await?;
     own_or_operator(&snapshot.caller, &id)?;
-    let record = snapshot.state().agent(&id).ok_or_else(|| Failure::not_found(Noun::Agent, &id))?;
+    let record = snapshot
+        .state()
+        .agent(&id)
+        .ok_or_else(|| Failure::not_found(Noun::Agent, &id))?;
     let heard = last_heard(&reading, &snapshot, std::slice::from_ref(&id)).await;
     let body = view::agent(record, snapshot.state(), heard.get(&id).copied());
-    Ok(reply::record(StatusCode::OK, snapshot.revision(), record.changed, &body))
+    Ok(reply::record(
+        StatusCode::OK,
+        snapshot.revision(),
+        record.changed,
+        &body,
+    ))
 }
 
 /// Makes an agent known, or changes what is known of it. Does not make it online.
@@ -100,7 +123,15 @@ pub(super) async fn register(Query(NoQuery {}): Query<NoQuery>, writing: Writing
     };
     let done = writing.propose(Operation::RegisterAgent(operation)).await?;
     let created = matches!(done.outcome, Outcome::Agent { created: true, .. });
-    agent_reply(if created { StatusCode::CREATED } else { StatusCode::OK }, &writing, &done)
+    agent_reply(
+        if created {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        },
+        &writing,
+        &done,
+    )
 }
 
 /// Query of `DELETE /agents/{id}`.
@@ -123,7 +154,12 @@ pub(super) async fn delete(
     Query(query): Query<DeleteAgent>,
     writing: Writing,
 ) -> Result<Response> {
-    let done = writing.propose(Operation::DeleteAgent { id, force: query.force }).await?;
+    let done = writing
+        .propose(Operation::DeleteAgent {
+            id,
+            force: query.force,
+        })
+        .await?;
     match &done.outcome {
         Outcome::Done => Ok(reply::nothing(done.revision)),
         _ => agent_reply(StatusCode::OK, &writing, &done),
@@ -182,7 +218,13 @@ async fn schedule(
     scheduling: Scheduling,
     deadline_ms: Option<u64>,
 ) -> Result<Response> {
-    let done = writing.propose(Operation::SetScheduling { id, scheduling, deadline_ms }).await?;
+    let done = writing
+        .propose(Operation::SetScheduling {
+            id,
+            scheduling,
+            deadline_ms,
+        })
+        .await?;
     agent_reply(StatusCode::OK, writing, &done)
 }
 
@@ -221,7 +263,10 @@ pub(super) async fn command(
 ) -> Result<Response> {
     let body: CreateCommandBody = writing.json()?;
     if !is_action(&body.action) {
-        return Err(Failure::field("action", "must be 1 to 64 letters, digits, `.`, `_` or `-`"));
+        return Err(Failure::field(
+            "action",
+            "must be 1 to 64 letters, digits, `.`, `_` or `-`",
+        ));
     }
     let operation = CreateCommand {
         id: ids::command_id(),
@@ -237,7 +282,9 @@ pub(super) async fn command(
 
 fn is_action(text: &str) -> bool {
     (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn own_or_operator(caller: &Identity, id: &AgentId) -> Result<()> {
@@ -255,7 +302,12 @@ async fn last_heard(reading: &Reading, snapshot: &Snapshot, agents: &[AgentId]) 
         return HashMap::new();
     }
     match reading.service().leases().last_heard(agents).await {
-        Ok(times) => agents.iter().cloned().zip(times).filter_map(|(id, at)| Some((id, at?))).collect(),
+        Ok(times) => agents
+            .iter()
+            .cloned()
+            .zip(times)
+            .filter_map(|(id, at)| Some((id, at?)))
+            .collect(),
         Err(error) => {
             tracing::debug!(%error, "the leader could not be asked for heartbeats");
             HashMap::new()
@@ -264,7 +316,14 @@ async fn last_heard(reading: &Reading, snapshot: &Snapshot, agents: &[AgentId]) 
 }
 
 fn agent_reply(status: StatusCode, writing: &Writing, done: &Done) -> Result<Response> {
-    let Outcome::Agent { agent, .. } = &done.outcome else { return Err(done.unexpected()) };
+    let Outcome::Agent { agent, .. } = &done.outcome else {
+        return Err(done.unexpected());
+    };
     let seen = writing.service.node().view();
-    Ok(reply::record(status, done.revision, agent.changed, &view::agent(agent, &seen.state, None)))
+    Ok(reply::record(
+        status,
+        done.revision,
+        agent.changed,
+        &view::agent(agent, &seen.state, None),
+    ))
 }

@@ -16,7 +16,7 @@ const PER_USER: u32 = 10;
 /// Failures from one address within a window; there may be many people behind it.
 const PER_ADDRESS: u32 = 60;
 /// How long failures count.
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 /// Users and addresses that are remembered.
 const MAX_KEYS: usize = 10_000;
 /// Bytes of a user's name that tell one from another here; the name is not checked yet.
@@ -49,7 +49,9 @@ pub(super) struct Attempt<'a> {
 
 impl Attempts {
     pub(super) const fn new() -> Self {
-        Self { windows: Mutex::new(BTreeMap::new()) }
+        Self {
+            windows: Mutex::new(BTreeMap::new()),
+        }
     }
 
     /// Counts an attempt, or refuses it with 429.
@@ -80,7 +82,11 @@ impl Attempts {
 impl Attempt<'_> {
     /// It does not count.
     pub(super) fn succeeded(self) {
-        let mut windows = self.attempts.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self
+            .attempts
+            .windows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for key in &self.keys {
             if let Some(window) = windows.get_mut(key) {
                 window.failures = window.failures.saturating_sub(1);
@@ -95,7 +101,10 @@ impl Attempt<'_> {
 fn charge(windows: &mut BTreeMap<Key, Window>, key: &Key, now: Instant) {
     if let Some(window) = windows.get_mut(key) {
         if now.duration_since(window.began) >= WINDOW {
-            *window = Window { began: now, failures: 0 };
+            *window = Window {
+                began: now,
+                failures: 0,
+            };
         }
         window.failures += 1;
         return;
@@ -104,14 +113,26 @@ fn charge(windows: &mut BTreeMap<Key, Window>, key: &Key, now: Instant) {
         windows.retain(|_, window| now.duration_since(window.began) < WINDOW);
     }
     if windows.len() >= MAX_KEYS {
-        let oldest = windows.iter().min_by_key(|(_, window)| window.began).map(|(key, _)| key.clone());
+        let oldest = windows
+            .iter()
+            .min_by_key(|(_, window)| window.began)
+            .map(|(key, _)| key.clone());
         oldest.and_then(|key| windows.remove(&key));
     }
-    windows.insert(key.clone(), Window { began: now, failures: 1 });
+    windows.insert(
+        key.clone(),
+        Window {
+            began: now,
+            failures: 1,
+        },
+    );
 }
 
 fn user_key(user: &str) -> Key {
-    let end = (0..=user.len().min(MAX_NAME_BYTES)).rev().find(|at| user.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=user.len().min(MAX_NAME_BYTES))
+        .rev()
+        .find(|at| user.is_char_boundary(*at))
+        .unwrap_or(0);
     Key::User(user[..end].to_owned())
 }
 
@@ -136,7 +157,10 @@ mod tests {
             attempts.begin("a", None, start).unwrap();
         }
         assert!(attempts.begin("a", None, start).is_err());
-        assert!(attempts.begin("b", None, start).is_ok(), "another user is not concerned");
+        assert!(
+            attempts.begin("b", None, start).is_ok(),
+            "another user is not concerned"
+        );
         assert!(attempts.begin("a", None, start + WINDOW).is_ok());
     }
 

@@ -38,17 +38,24 @@ pub(super) async fn login(
     State(service): State<Service>,
     request: Request<Body>,
 ) -> Result<Response> {
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let address = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|info| info.0.ip());
     let headers = request.headers().clone();
     let body: api::Login = body::parse(&headers, &body::read(request).await?)?;
     let attempt = ATTEMPTS.begin(&body.username, address, Instant::now())?;
     let view = service.read().await?;
     let name = UserName::new(&body.username).ok();
-    let hash = name.as_ref().and_then(|name| view.state.user(name)?.password_hash.clone());
+    let hash = name
+        .as_ref()
+        .and_then(|name| view.state.user(name)?.password_hash.clone());
     let known = body.password.chars().count() <= MAX_PASSWORD_CHARS;
-    let (Some(name), Some(hash), true) =
-        (name, hash.clone(), known && passwords::verify(body.password, hash).await?)
-    else {
+    let (Some(name), Some(hash), true) = (
+        name,
+        hash.clone(),
+        known && passwords::verify(body.password, hash).await?,
+    ) else {
         return Err(refused());
     };
     attempt.succeeded();
@@ -69,7 +76,9 @@ pub(super) async fn login(
         }
         Err((rejection, revision)) => return Err(Failure::from(rejection).at(revision)),
     };
-    let Outcome::ApiToken(token) = &done.outcome else { return Err(done.unexpected()) };
+    let Outcome::ApiToken(token) = &done.outcome else {
+        return Err(done.unexpected());
+    };
     let seen = service.node().view();
     let user = seen.state.user(&name).ok_or_else(refused)?;
     let body = api::LoggedIn {

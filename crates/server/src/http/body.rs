@@ -27,7 +27,10 @@ pub(super) async fn read(request: Request<Body>) -> Result<Bytes> {
     match tokio::time::timeout(BODY_DEADLINE, body).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(Failure::new(Code::InvalidRequest, format!("the body did not arrive: {error}"))),
+        Ok(Err(error)) => Err(Failure::new(
+            Code::InvalidRequest,
+            format!("the body did not arrive: {error}"),
+        )),
         Err(_) => Err(Failure::new(
             Code::InvalidRequest,
             format!("the body did not arrive within {} s", BODY_DEADLINE.as_secs()),
@@ -36,7 +39,10 @@ pub(super) async fn read(request: Request<Body>) -> Result<Bytes> {
 }
 
 fn too_large() -> Failure {
-    Failure::new(Code::TooLarge, format!("a body may have at most {MAX_BODY_BYTES} bytes"))
+    Failure::new(
+        Code::TooLarge,
+        format!("a body may have at most {MAX_BODY_BYTES} bytes"),
+    )
 }
 
 /// Parses a body that must be there.
@@ -59,7 +65,11 @@ pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Re
 
 /// Parses a body that may be missing: then the default.
 pub(super) fn parse_optional<T: DeserializeOwned + Default>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
-    if body.is_empty() { Ok(T::default()) } else { parse(headers, body) }
+    if body.is_empty() {
+        Ok(T::default())
+    } else {
+        parse(headers, body)
+    }
 }
 
 fn not_json(error: &serde_json::Error) -> Failure {
@@ -80,8 +90,17 @@ fn without_position(error: &serde_json::Error) -> String {
 /// `application/json` or `application/anything+json`; nothing said counts as JSON, for curl's sake
 /// only with `-H 'Content-Type:'`: what curl and browsers send by themselves (a form) is refused.
 fn check_content_type(headers: &HeaderMap) -> Result<()> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let essence = value.to_str().unwrap_or("?").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = value
+        .to_str()
+        .unwrap_or("?")
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
     let json = essence
         .strip_prefix("application/")
         .is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"));
@@ -102,7 +121,10 @@ mod tests {
     use regent_types::session::CreateSession;
 
     fn refused(body: &str) -> String {
-        format!("{:?}", parse::<CreateSession>(&HeaderMap::new(), body.as_bytes()).unwrap_err())
+        format!(
+            "{:?}",
+            parse::<CreateSession>(&HeaderMap::new(), body.as_bytes()).unwrap_err()
+        )
     }
 
     #[test]

@@ -60,7 +60,10 @@ impl Identity {
         if self.role >= role {
             Ok(())
         } else {
-            Err(Failure::forbidden(format!("{what} needs the role {}", role.as_str())))
+            Err(Failure::forbidden(format!(
+                "{what} needs the role {}",
+                role.as_str()
+            )))
         }
     }
 
@@ -87,27 +90,45 @@ impl Identity {
         let (principal, role) = state.principal_of(&self.token, now).ok_or_else(|| {
             Failure::new(Code::Unauthenticated, "the token has expired or was revoked").at(state.revision())
         })?;
-        Ok(Self { token: self.token.clone(), principal, role })
+        Ok(Self {
+            token: self.token.clone(),
+            principal,
+            role,
+        })
     }
 }
 
 fn find(state: &State, hash: &[u8; 32], now: u64) -> Option<Identity> {
     let token = state.token_by_hash(hash)?.id.clone();
     let (principal, role) = state.principal_of(&token, now)?;
-    Some(Identity { token, principal, role })
+    Some(Identity {
+        token,
+        principal,
+        role,
+    })
 }
 
 fn presented(headers: &HeaderMap) -> Result<String> {
     let missing = || {
-        Failure::new(Code::Unauthenticated, "a token is needed: Authorization: Bearer TOKEN")
+        Failure::new(
+            Code::Unauthenticated,
+            "a token is needed: Authorization: Bearer TOKEN",
+        )
     };
     let given = match headers.get(header::AUTHORIZATION) {
         Some(value) => {
             let text = value.to_str().map_err(|_| missing())?;
             let (scheme, token) = text.split_once(' ').ok_or_else(missing)?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).ok_or_else(missing)?
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then(|| token.trim())
+                .ok_or_else(missing)?
         }
-        None => headers.get(AGENT_KEY_HEADER).ok_or_else(missing)?.to_str().map_err(|_| missing())?,
+        None => headers
+            .get(AGENT_KEY_HEADER)
+            .ok_or_else(missing)?
+            .to_str()
+            .map_err(|_| missing())?,
     };
     if given.is_empty() || given.len() > MAX_TOKEN_BYTES {
         return Err(missing());
@@ -144,7 +165,10 @@ impl FromRequestParts<Service> for Reading {
 
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self> {
         let caller = Identity::of(service, &parts.headers).await?;
-        Ok(Self { service: service.clone(), caller })
+        Ok(Self {
+            service: service.clone(),
+            caller,
+        })
     }
 }
 
@@ -161,7 +185,11 @@ impl Reading {
             view = node.wait_for(index, Instant::now() + REQUEST_DEADLINE).await?;
         }
         let caller = self.caller.again(&view.state, node.cluster_now())?;
-        Ok(Snapshot { view, caller, ask_leader: read.consistency == Consistency::Linearizable })
+        Ok(Snapshot {
+            view,
+            caller,
+            ask_leader: read.consistency == Consistency::Linearizable,
+        })
     }
 
     /// The node.
@@ -207,7 +235,13 @@ impl FromRequest<Service> for Writing {
         } else {
             None // PUT, PATCH and DELETE are idempotent or guarded by If-Match as they are
         };
-        Ok(Self { service: service.clone(), caller, headers, body, idempotency })
+        Ok(Self {
+            service: service.clone(),
+            caller,
+            headers,
+            body,
+            idempotency,
+        })
     }
 }
 
@@ -224,15 +258,23 @@ impl Writing {
 
     /// The revision that `If-Match` names; `None` when it is absent or `*`.
     pub(super) fn if_match(&self) -> Result<Option<Revision>> {
-        let Some(value) = self.headers.get(header::IF_MATCH) else { return Ok(None) };
+        let Some(value) = self.headers.get(header::IF_MATCH) else {
+            return Ok(None);
+        };
         let text = value.to_str().unwrap_or_default().trim();
         if text == "*" {
             return Ok(None);
         }
         let tag = text.strip_prefix("W/").unwrap_or(text);
-        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag);
+        let tag = tag
+            .strip_prefix('"')
+            .and_then(|tag| tag.strip_suffix('"'))
+            .unwrap_or(tag);
         tag.parse().map(Some).map_err(|_| {
-            Failure::field("If-Match", "must be the ETag of an earlier answer, such as \"42\", or *")
+            Failure::field(
+                "If-Match",
+                "must be the ETag of an earlier answer, such as \"42\", or *",
+            )
         })
     }
 
@@ -275,8 +317,16 @@ impl Done {
     pub(super) fn of(proposed: Proposed) -> std::result::Result<Self, (Rejection, Revision)> {
         let revision = proposed.revision;
         match proposed.applied {
-            Ok(Outcome::Replayed(outcome)) => Ok(Self { revision, outcome: *outcome, replayed: true }),
-            Ok(outcome) => Ok(Self { revision, outcome, replayed: false }),
+            Ok(Outcome::Replayed(outcome)) => Ok(Self {
+                revision,
+                outcome: *outcome,
+                replayed: true,
+            }),
+            Ok(outcome) => Ok(Self {
+                revision,
+                outcome,
+                replayed: false,
+            }),
             Err(rejection) => Err((rejection, revision)),
         }
     }
@@ -284,7 +334,8 @@ impl Done {
     /// For an outcome that the operation never has.
     pub(super) fn unexpected(&self) -> Failure {
         tracing::error!(outcome = ?self.outcome, revision = self.revision.0, "unexpected outcome");
-        Failure::internal("the operation was done, but its outcome is not of the expected kind").at(self.revision)
+        Failure::internal("the operation was done, but its outcome is not of the expected kind")
+            .at(self.revision)
     }
 }
 

@@ -16,7 +16,12 @@ use super::reply;
     responses((status = 200, description = "The cluster as this node sees it", body = Cluster), ReadProblems))]
 pub(super) async fn get(reading: Reading, Query(read): Query<Read>) -> Result<Response> {
     // Membership and reachability are this node's own knowledge; a quorum could not say it better.
-    let snapshot = reading.view(Read { consistency: Consistency::Stale, ..read }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: Consistency::Stale,
+            ..read
+        })
+        .await?;
     let base = snapshot.state().revision_base();
     let status = reading.service().node().status();
     let body = Cluster {

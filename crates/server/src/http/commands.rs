@@ -53,12 +53,19 @@ pub(super) struct ListCommands {
     responses((status = 200, description = "One page", body = api::CommandList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListCommands>) -> Result<Response> {
     let page = Page::new("commands", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let state = snapshot.state();
     let wanted = |command: &&Arc<record::Command>| {
         may_see(&snapshot.caller, state, command)
             && query.agent.as_ref().is_none_or(|agent| command.agent == *agent)
-            && query.status.is_none_or(|status| view::command_status(&command.state) == status)
+            && query
+                .status
+                .is_none_or(|status| view::command_status(&command.state) == status)
     };
     // The table is by id, and ids are random; the queue's order is that of `seq`.
     let mut records: Vec<&Arc<record::Command>> = match &query.session {
@@ -68,21 +75,46 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListCommands>) ->
     records.sort_unstable_by_key(|command| command.seq);
     let key = |command: &&Arc<record::Command>| format!("{:020}.{:010}", command.seq.0.0, command.seq.1);
     let (records, total, next_cursor) = page.take(records.into_iter(), key);
-    let commands = records.into_iter().map(|command| view::command(command)).collect();
-    Ok(reply::json(StatusCode::OK, snapshot.revision(), &api::CommandList { commands, total, next_cursor }))
+    let commands = records
+        .into_iter()
+        .map(|command| view::command(command))
+        .collect();
+    Ok(reply::json(
+        StatusCode::OK,
+        snapshot.revision(),
+        &api::CommandList {
+            commands,
+            total,
+            next_cursor,
+        },
+    ))
 }
 
 /// Shows one command.
 #[utoipa::path(get, path = "/api/v1/commands/{id}", tag = "commands",
     params(("id" = String, Path, description = "The command"), Read),
     responses((status = 200, description = "The command", body = api::Command), ReadProblems))]
-pub(super) async fn get(reading: Reading, Name(id): Name<CommandId>, Query(read): Query<Read>) -> Result<Response> {
+pub(super) async fn get(
+    reading: Reading,
+    Name(id): Name<CommandId>,
+    Query(read): Query<Read>,
+) -> Result<Response> {
     let snapshot = reading.view(read).await?;
-    let record = snapshot.state().command(&id).ok_or_else(|| Failure::not_found(Noun::Command, &id))?;
+    let record = snapshot
+        .state()
+        .command(&id)
+        .ok_or_else(|| Failure::not_found(Noun::Command, &id))?;
     if !may_see(&snapshot.caller, snapshot.state(), record) {
-        return Err(Failure::forbidden(format!("command {id} is not about a session of the caller's")));
+        return Err(Failure::forbidden(format!(
+            "command {id} is not about a session of the caller's"
+        )));
     }
-    Ok(reply::record(StatusCode::OK, snapshot.revision(), record.changed, &view::command(record)))
+    Ok(reply::record(
+        StatusCode::OK,
+        snapshot.revision(),
+        record.changed,
+        &view::command(record),
+    ))
 }
 
 /// Calls a command off; only before the agent has acknowledged it.
@@ -114,8 +146,15 @@ pub(super) async fn retry(
 }
 
 pub(super) fn command_reply(status: StatusCode, done: &Done) -> Result<Response> {
-    let Outcome::Command(record) = &done.outcome else { return Err(done.unexpected()) };
-    Ok(reply::record(status, done.revision, record.changed, &view::command(record)))
+    let Outcome::Command(record) = &done.outcome else {
+        return Err(done.unexpected());
+    };
+    Ok(reply::record(
+        status,
+        done.revision,
+        record.changed,
+        &view::command(record),
+    ))
 }
 
 pub(super) fn may_see(caller: &Identity, state: &State, command: &record::Command) -> bool {

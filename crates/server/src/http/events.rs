@@ -42,7 +42,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often the caller's token is looked at again while nothing happens.
 const RECHECK: Duration = Duration::from_secs(5);
 
-const NOUNS: [&str; 7] = ["session", "agent", "command", "lease", "template", "user", "token"];
+const NOUNS: [&str; 7] = [
+    "session", "agent", "command", "lease", "template", "user", "token",
+];
 
 /// Query of `GET /events`.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -67,19 +69,34 @@ pub(super) struct WatchEvents {
     params(WatchEvents, ("Last-Event-ID" = Option<String>, Header, description = "Like `after`, and before it")),
     responses((status = 200, description = "A stream of events; each `data` is an Event",
         body = regent_types::event::Event, content_type = "text/event-stream"), EventProblems))]
-pub(super) async fn watch(reading: Reading, headers: HeaderMap, Query(query): Query<WatchEvents>) -> Result<Response> {
+pub(super) async fn watch(
+    reading: Reading,
+    headers: HeaderMap,
+    Query(query): Query<WatchEvents>,
+) -> Result<Response> {
     let kinds = query.kinds.as_deref().map(parse_kinds).transpose()?;
-    let after = match headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?")) {
+    let after = match headers
+        .get("last-event-id")
+        .map(|value| value.to_str().unwrap_or("?"))
+    {
         Some(id) if !id.is_empty() => Some(("Last-Event-ID", id)),
         _ => query.after.as_deref().map(|id| ("after", id)),
     };
     let after = after
         .map(|(field, id)| {
-            view::parse_event_id(id).ok_or_else(|| Failure::field(field, "must be the id of an event, such as 42.0"))
+            view::parse_event_id(id)
+                .ok_or_else(|| Failure::field(field, "must be the id of an event, such as 42.0"))
         })
         .transpose()?;
-    let permit = STREAMS.try_acquire().map_err(|_| Failure::busy("too many event streams", 5))?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let permit = STREAMS
+        .try_acquire()
+        .map_err(|_| Failure::busy("too many event streams", 5))?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let position = match after {
         None => EventId(snapshot.revision(), u32::MAX),
         Some(id) => {
@@ -87,24 +104,39 @@ pub(super) async fn watch(reading: Reading, headers: HeaderMap, Query(query): Qu
                 return Err(gone("events after it have been pruned").at(snapshot.revision()));
             }
             if query.consistency == Consistency::Linearizable && id.0 > snapshot.revision() {
-                return Err(gone("it is of another cluster: this one has not come that far").at(snapshot.revision()));
+                return Err(
+                    gone("it is of another cluster: this one has not come that far").at(snapshot.revision())
+                );
             }
             id
         }
     };
     let revision = snapshot.revision();
     let (sender, receiver) = mpsc::channel(BATCH);
-    let watcher =
-        Watcher { service: reading.service().clone(), caller: snapshot.caller, kinds, position, sender, _permit: permit };
+    let watcher = Watcher {
+        service: reading.service().clone(),
+        caller: snapshot.caller,
+        kinds,
+        position,
+        sender,
+        _permit: permit,
+    };
     tokio::spawn(watcher.run());
-    let events = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    let events = stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    });
+    let mut response = Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response();
     reply::set_index(&mut response, revision);
     Ok(response)
 }
 
 fn gone(why: &str) -> Failure {
-    Failure::new(Code::Gone, format!("cannot go on after that event: {why}; read the records anew"))
+    Failure::new(
+        Code::Gone,
+        format!("cannot go on after that event: {why}; read the records anew"),
+    )
 }
 
 /// Whether events after this one may be missing.
@@ -122,8 +154,15 @@ fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
     let kinds: BTreeSet<String> = text.split(',').map(|kind| kind.trim().to_owned()).collect();
     for kind in &kinds {
         if !NOUNS.contains(&kind.as_str()) && !known.contains(kind) {
-            let known: Vec<_> = NOUNS.iter().copied().chain(known.iter().map(String::as_str)).collect();
-            return Err(Failure::field("kinds", format!("{kind:?} is none of {}", known.join(", "))));
+            let known: Vec<_> = NOUNS
+                .iter()
+                .copied()
+                .chain(known.iter().map(String::as_str))
+                .collect();
+            return Err(Failure::field(
+                "kinds",
+                format!("{kind:?} is none of {}", known.join(", ")),
+            ));
         }
     }
     Ok(kinds)
@@ -182,7 +221,9 @@ impl Watcher {
                 },
                 Batch::Pruned => {
                     metrics::counter!("regent_event_streams_slow_total").increment(1);
-                    let last = Event::default().event("gone").data("events were pruned before they were read");
+                    let last = Event::default()
+                        .event("gone")
+                        .data("events were pruned before they were read");
                     let _ = self.sender.send_timeout(Ok(last), SLOW_AFTER).await;
                     return;
                 }
@@ -195,7 +236,9 @@ impl Watcher {
     fn batch(&mut self) -> Batch {
         let node = self.service.node();
         let view = node.view();
-        let Ok(caller) = self.caller.again(&view.state, node.cluster_now()) else { return Batch::Revoked };
+        let Ok(caller) = self.caller.again(&view.state, node.cluster_now()) else {
+            return Batch::Revoked;
+        };
         self.caller = caller;
         if is_pruned(view.state.events_floor(), self.position) {
             return Batch::Pruned;
@@ -212,12 +255,18 @@ impl Watcher {
                 events.push(Event::default().id(shown.id).data(data));
             }
         }
-        if seen { Batch::Events(events) } else { Batch::Waiting }
+        if seen {
+            Batch::Events(events)
+        } else {
+            Batch::Waiting
+        }
     }
 
     fn wants(&self, kind: &str) -> bool {
         let noun = kind.split('.').next().unwrap_or_default();
-        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(kind) || kinds.contains(noun))
+        self.kinds
+            .as_ref()
+            .is_none_or(|kinds| kinds.contains(kind) || kinds.contains(noun))
     }
 }
 
@@ -252,7 +301,14 @@ mod tests {
     fn kinds_are_nouns_or_whole_kinds() {
         assert_eq!(parse_kinds("session,agent.offline").unwrap().len(), 2);
         assert!(parse_kinds("session.running,command.completed,lease.expired").is_ok());
-        for bad in ["", "sessions", "session.", "session.state", "agent.running", "session,,agent"] {
+        for bad in [
+            "",
+            "sessions",
+            "session.",
+            "session.state",
+            "agent.running",
+            "session,,agent",
+        ] {
             assert!(parse_kinds(bad).is_err(), "{bad:?} was taken");
         }
     }
@@ -261,10 +317,19 @@ mod tests {
     fn a_watcher_at_the_floor_misses_nothing_and_one_before_it_does() {
         let id = |revision: u64, n: u32| EventId(Revision(revision), n);
         assert!(!is_pruned(id(0, 0), id(0, 0)), "nothing was ever pruned");
-        assert!(!is_pruned(id(10, 2), id(10, 1)), "the floor itself is what comes next");
-        assert!(!is_pruned(id(11, 0), id(10, u32::MAX)), "all of revision 10 was seen");
+        assert!(
+            !is_pruned(id(10, 2), id(10, 1)),
+            "the floor itself is what comes next"
+        );
+        assert!(
+            !is_pruned(id(11, 0), id(10, u32::MAX)),
+            "all of revision 10 was seen"
+        );
         assert!(is_pruned(id(10, 2), id(10, 0)));
         assert!(is_pruned(id(11, 1), id(10, u32::MAX)));
-        assert!(!is_pruned(id(11, 0), id(u64::MAX, u32::MAX)), "the largest id does not overflow");
+        assert!(
+            !is_pruned(id(11, 0), id(u64::MAX, u32::MAX)),
+            "the largest id does not overflow"
+        );
     }
 }

@@ -59,10 +59,19 @@ pub(super) async fn livez() -> &'static str {
         (status = 503, description = "It does not serve", body = Readiness)))]
 pub(super) async fn readyz(State(service): State<Service>) -> Response {
     match service.is_ready() {
-        Ok(()) => Json(Readiness { status: "ready", reasons: Vec::new() }).into_response(),
-        Err(reasons) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(Readiness { status: "not_ready", reasons })).into_response()
-        }
+        Ok(()) => Json(Readiness {
+            status: "ready",
+            reasons: Vec::new(),
+        })
+        .into_response(),
+        Err(reasons) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(Readiness {
+                status: "not_ready",
+                reasons,
+            }),
+        )
+            .into_response(),
     }
 }
 
@@ -74,8 +83,16 @@ pub(super) async fn health(State(service): State<Service>) -> Response {
     let cluster = service.node().status();
     let mut reasons = service.is_ready().err().unwrap_or_default();
     let serves = reasons.is_empty();
-    let reachable = cluster.members.iter().filter(|member| member.reachable || member.id == cluster.node).count();
-    for member in cluster.members.iter().filter(|member| !member.reachable && member.id != cluster.node) {
+    let reachable = cluster
+        .members
+        .iter()
+        .filter(|member| member.reachable || member.id == cluster.node)
+        .count();
+    for member in cluster
+        .members
+        .iter()
+        .filter(|member| !member.reachable && member.id != cluster.node)
+    {
         reasons.push(format!("node {} cannot be reached", member.id));
     }
     reasons.extend(cluster.alarms.iter().map(alarm));
@@ -84,7 +101,11 @@ pub(super) async fn health(State(service): State<Service>) -> Response {
         (true, false) => "degraded",
         (false, _) => "unavailable",
     };
-    let code = if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if serves {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = Health {
         status,
         node: cluster.node.0,

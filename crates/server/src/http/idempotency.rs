@@ -21,7 +21,9 @@ pub(super) fn of(
     body: &[u8],
 ) -> Result<Option<Idempotency>> {
     let mut values = headers.get_all(HEADER).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     let key = value.as_bytes();
     let printable = key.iter().all(|byte| (0x20..0x7f).contains(byte));
     if values.next().is_some() || !(1..=MAX_KEY_CHARS).contains(&key.len()) || !printable {
@@ -67,7 +69,11 @@ mod tests {
     fn a_key_is_of_one_caller_and_one_route() {
         let base = key("a", "/x", "k", "{}").unwrap().unwrap();
         assert_eq!(key("a", "/x", "k", "{}").unwrap().unwrap(), base);
-        for other in [key("b", "/x", "k", "{}"), key("a", "/y", "k", "{}"), key("a", "/x", "l", "{}")] {
+        for other in [
+            key("b", "/x", "k", "{}"),
+            key("a", "/y", "k", "{}"),
+            key("a", "/x", "l", "{}"),
+        ] {
             assert_ne!(other.unwrap().unwrap().key, base.key);
         }
         let other_body = key("a", "/x", "k", "[]").unwrap().unwrap();

@@ -53,34 +53,60 @@ pub(super) struct ListLeases {
     responses((status = 200, description = "One page", body = api::LeaseList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListLeases>) -> Result<Response> {
     let page = Page::new("leases", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let caller = &snapshot.caller;
     let own = |lease: &&Arc<record::Lease>| caller.role >= Role::Operator || lease.owner == caller.principal;
     let records = snapshot.state().leases().values().filter(own);
     let (records, total, next_cursor) = page.take(records, |lease| lease.name.to_string());
     let names: Vec<LeaseName> = records.iter().map(|lease| lease.name.clone()).collect();
     let remaining = remaining(&reading, &snapshot, &names).await;
-    let leases = records.into_iter().map(|lease| view::lease(lease, remaining.get(&lease.name).copied())).collect();
-    Ok(reply::json(StatusCode::OK, snapshot.revision(), &api::LeaseList { leases, total, next_cursor }))
+    let leases = records
+        .into_iter()
+        .map(|lease| view::lease(lease, remaining.get(&lease.name).copied()))
+        .collect();
+    Ok(reply::json(
+        StatusCode::OK,
+        snapshot.revision(),
+        &api::LeaseList {
+            leases,
+            total,
+            next_cursor,
+        },
+    ))
 }
 
 /// Shows a lease; 404 when it is free.
 #[utoipa::path(get, path = "/api/v1/leases/{name}", tag = "leases",
     params(("name" = String, Path, description = "The lease; a `/` in it is written %2F"), Read),
     responses((status = 200, description = "The lease", body = api::Lease), ReadProblems))]
-pub(super) async fn get(reading: Reading, Name(name): Name<LeaseName>, Query(read): Query<Read>) -> Result<Response> {
+pub(super) async fn get(
+    reading: Reading,
+    Name(name): Name<LeaseName>,
+    Query(read): Query<Read>,
+) -> Result<Response> {
     let snapshot = reading.view(read).await?;
-    let record = snapshot
-        .state()
-        .lease(&name)
-        .ok_or_else(|| Failure::new(Code::LeaseNotFound, format!("lease {name} is free")).at(snapshot.revision()))?;
+    let record = snapshot.state().lease(&name).ok_or_else(|| {
+        Failure::new(Code::LeaseNotFound, format!("lease {name} is free")).at(snapshot.revision())
+    })?;
     let caller = &snapshot.caller;
     if caller.role < Role::Operator && record.owner != caller.principal {
-        return Err(Failure::forbidden(format!("lease {name} is held by another principal")));
+        return Err(Failure::forbidden(format!(
+            "lease {name} is held by another principal"
+        )));
     }
     let remaining = remaining(&reading, &snapshot, std::slice::from_ref(&name)).await;
     let body = view::lease(record, remaining.get(&name).copied());
-    Ok(reply::record(StatusCode::OK, snapshot.revision(), Revision(record.token.0), &body))
+    Ok(reply::record(
+        StatusCode::OK,
+        snapshot.revision(),
+        Revision(record.token.0),
+        &body,
+    ))
 }
 
 /// Takes a lease that is free. The TTL counts from when the request was sent.
@@ -94,19 +120,34 @@ pub(super) async fn acquire(
     writing: Writing,
 ) -> Result<Response> {
     let body: api::AcquireLease = writing.json()?;
-    if !(1..=MAX_HOLDER_CHARS).contains(&body.holder.chars().count()) || body.holder.chars().any(char::is_control) {
+    if !(1..=MAX_HOLDER_CHARS).contains(&body.holder.chars().count())
+        || body.holder.chars().any(char::is_control)
+    {
         return Err(Failure::field(
             "holder",
             format!("must be 1 to {MAX_HOLDER_CHARS} characters without control characters"),
         ));
     }
-    let min = if writing.service.options().dev { MIN_TTL_DEV_MS } else { MIN_TTL_MS };
+    let min = if writing.service.options().dev {
+        MIN_TTL_DEV_MS
+    } else {
+        MIN_TTL_MS
+    };
     if !(min..=MAX_TTL_MS).contains(&body.ttl_ms) {
-        return Err(Failure::field("ttlMs", format!("must be from {min} to {MAX_TTL_MS}")));
+        return Err(Failure::field(
+            "ttlMs",
+            format!("must be from {min} to {MAX_TTL_MS}"),
+        ));
     }
-    let operation = Operation::AcquireLease { name: name.clone(), holder: body.holder, ttl_ms: body.ttl_ms };
+    let operation = Operation::AcquireLease {
+        name: name.clone(),
+        holder: body.holder,
+        ttl_ms: body.ttl_ms,
+    };
     let done = writing.propose(operation).await?;
-    let Outcome::Lease(lease) = &done.outcome else { return Err(done.unexpected()) };
+    let Outcome::Lease(lease) = &done.outcome else {
+        return Err(done.unexpected());
+    };
     if done.replayed {
         // The recorded grant may be long over. It is given again only if it stands, and then its
         // time begins anew with this very request.
@@ -119,7 +160,12 @@ pub(super) async fn acquire(
         ttl_ms: lease.ttl_ms,
         waited: false,
     };
-    Ok(reply::record(StatusCode::OK, done.revision, Revision(lease.token.0), &grant))
+    Ok(reply::record(
+        StatusCode::OK,
+        done.revision,
+        Revision(lease.token.0),
+        &grant,
+    ))
 }
 
 /// Renews a lease: its TTL begins anew, counted from when the request was sent.
@@ -134,11 +180,20 @@ pub(super) async fn renew(
     let body: api::LeaseTokenBody = writing.json()?;
     let owner = owner_of(&writing, &name, body.token).await?;
     if owner != writing.caller.principal {
-        return Err(Failure::forbidden(format!("lease {name} is held by another principal")));
+        return Err(Failure::forbidden(format!(
+            "lease {name} is held by another principal"
+        )));
     }
     let ttl_ms = renewed(&writing, name, body.token).await?;
     let revision = writing.service.node().view().revision;
-    Ok(reply::json(StatusCode::OK, revision, &api::LeaseConfirmed { token: body.token, ttl_ms }))
+    Ok(reply::json(
+        StatusCode::OK,
+        revision,
+        &api::LeaseConfirmed {
+            token: body.token,
+            ttl_ms,
+        },
+    ))
 }
 
 /// Gives a lease back.
@@ -152,12 +207,24 @@ pub(super) async fn release(
     writing: Writing,
 ) -> Result<Response> {
     let body: api::LeaseTokenBody = writing.json()?;
-    let done = writing.propose(Operation::ReleaseLease { name, token: body.token }).await?;
+    let done = writing
+        .propose(Operation::ReleaseLease {
+            name,
+            token: body.token,
+        })
+        .await?;
     let ttl_ms = match &done.outcome {
         Outcome::Lease(lease) => lease.ttl_ms,
         _ => 0,
     };
-    Ok(reply::json(StatusCode::OK, done.revision, &api::LeaseConfirmed { token: body.token, ttl_ms }))
+    Ok(reply::json(
+        StatusCode::OK,
+        done.revision,
+        &api::LeaseConfirmed {
+            token: body.token,
+            ttl_ms,
+        },
+    ))
 }
 
 /// Whether a token is current: for a target that must refuse old ones. Anybody with a token may ask.
@@ -171,10 +238,15 @@ pub(super) async fn verify(
 ) -> Result<Response> {
     let body: api::LeaseTokenBody = writing.json()?;
     let view = writing.service.read().await?;
-    writing.caller.again(&view.state, writing.service.node().cluster_now())?;
+    writing
+        .caller
+        .again(&view.state, writing.service.node().cluster_now())?;
     match view.state.lease(&name).filter(|lease| lease.token == body.token) {
         Some(lease) => {
-            let confirmed = api::LeaseConfirmed { token: lease.token, ttl_ms: lease.ttl_ms };
+            let confirmed = api::LeaseConfirmed {
+                token: lease.token,
+                ttl_ms: lease.ttl_ms,
+            };
             Ok(reply::json(StatusCode::OK, view.revision, &confirmed))
         }
         None => Err(lost(&name).at(view.revision)),
@@ -192,11 +264,15 @@ pub(super) async fn force_release(
     writing: Writing,
 ) -> Result<Response> {
     let reason = format!("taken by {}", writing.caller.principal);
-    let done = writing.propose(Operation::ForceReleaseLease { name, reason }).await?;
+    let done = writing
+        .propose(Operation::ForceReleaseLease { name, reason })
+        .await?;
     match &done.outcome {
-        Outcome::Lease(lease) => {
-            Ok(reply::json(StatusCode::OK, done.revision, &view::lease(lease, None)))
-        }
+        Outcome::Lease(lease) => Ok(reply::json(
+            StatusCode::OK,
+            done.revision,
+            &view::lease(lease, None),
+        )),
         _ => Ok(reply::nothing(done.revision)),
     }
 }
@@ -204,7 +280,10 @@ pub(super) async fn force_release(
 /// Who holds it under this token. A node that lags may not know a grant of a moment ago.
 async fn owner_of(writing: &Writing, name: &LeaseName, token: Token) -> Result<Principal> {
     let owner = |state: &regent_state::State| {
-        state.lease(name).filter(|lease| lease.token == token).map(|lease| lease.owner.clone())
+        state
+            .lease(name)
+            .filter(|lease| lease.token == token)
+            .map(|lease| lease.owner.clone())
     };
     if let Some(owner) = owner(&writing.service.node().view().state) {
         return Ok(owner);
@@ -228,7 +307,10 @@ async fn renewed(writing: &Writing, name: LeaseName, token: Token) -> Result<u64
 }
 
 fn lost(name: &LeaseName) -> Failure {
-    Failure::new(Code::LeaseLost, format!("lease {name} is not held under this token"))
+    Failure::new(
+        Code::LeaseLost,
+        format!("lease {name} is not held under this token"),
+    )
 }
 
 /// What is left of each lease by the leader's clock, as far as it says.
@@ -237,7 +319,12 @@ async fn remaining(reading: &Reading, snapshot: &Snapshot, names: &[LeaseName]) 
         return HashMap::new();
     }
     match reading.service().leases().remaining(names).await {
-        Ok(times) => names.iter().cloned().zip(times).filter_map(|(name, ms)| Some((name, ms?))).collect(),
+        Ok(times) => names
+            .iter()
+            .cloned()
+            .zip(times)
+            .filter_map(|(name, ms)| Some((name, ms?)))
+            .collect(),
         Err(error) => {
             tracing::debug!(%error, "the leader could not be asked for remaining times");
             HashMap::new()

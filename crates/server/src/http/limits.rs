@@ -62,7 +62,10 @@ pub(super) fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(
 /// A short word; may be empty.
 pub(super) fn word(field: &str, text: &str) -> Result<()> {
     if text.len() > MAX_WORD_BYTES || text.chars().any(char::is_control) {
-        return Err(Failure::field(field, format!("at most {MAX_WORD_BYTES} bytes and no control characters")));
+        return Err(Failure::field(
+            field,
+            format!("at most {MAX_WORD_BYTES} bytes and no control characters"),
+        ));
     }
     Ok(())
 }
@@ -70,17 +73,28 @@ pub(super) fn word(field: &str, text: &str) -> Result<()> {
 /// A duration in milliseconds that must be positive and sane.
 pub(super) fn span(field: &str, span: Option<Span>) -> Result<Option<u64>> {
     match span {
-        Some(Span(ms)) if !(1..=MAX_SPAN_MS).contains(&ms) => {
-            Err(Failure::field(field, "must be more than 0s and at most 366 days (8784h)"))
-        }
+        Some(Span(ms)) if !(1..=MAX_SPAN_MS).contains(&ms) => Err(Failure::field(
+            field,
+            "must be more than 0s and at most 366 days (8784h)",
+        )),
         span => Ok(span.map(Span::millis)),
     }
 }
 
 /// CPU and memory that are asked for: positive and countable.
 pub(super) fn resources(field: &str, resources: &Resources) -> Result<(Option<u64>, Option<u64>)> {
-    let cpu = amount(&format!("{field}.cpu"), resources.cpu.map(|cpu| cpu.0), 1, MAX_CPU)?;
-    let memory = amount(&format!("{field}.memory"), resources.memory.map(|memory| memory.0), 1, MAX_MEMORY)?;
+    let cpu = amount(
+        &format!("{field}.cpu"),
+        resources.cpu.map(|cpu| cpu.0),
+        1,
+        MAX_CPU,
+    )?;
+    let memory = amount(
+        &format!("{field}.memory"),
+        resources.memory.map(|memory| memory.0),
+        1,
+        MAX_MEMORY,
+    )?;
     Ok((cpu, memory))
 }
 
@@ -89,7 +103,12 @@ pub(super) fn capacity(capacity: &agent::Capacity) -> Result<Capacity> {
     Ok(Capacity {
         max_sessions: capacity.max_sessions,
         cpu: amount("capacity.cpu", capacity.cpu.map(|cpu| cpu.0), 0, MAX_CPU)?,
-        memory: amount("capacity.memory", capacity.memory.map(|memory| memory.0), 0, MAX_MEMORY)?,
+        memory: amount(
+            "capacity.memory",
+            capacity.memory.map(|memory| memory.0),
+            0,
+            MAX_MEMORY,
+        )?,
     })
 }
 
@@ -98,7 +117,12 @@ pub(super) fn quota(field: &str, quota: &auth::Quota) -> Result<Quota> {
     Ok(Quota {
         sessions: quota.sessions,
         cpu: amount(&format!("{field}cpu"), quota.cpu.map(|cpu| cpu.0), 0, MAX_CPU)?,
-        memory: amount(&format!("{field}memory"), quota.memory.map(|memory| memory.0), 0, MAX_MEMORY)?,
+        memory: amount(
+            &format!("{field}memory"),
+            quota.memory.map(|memory| memory.0),
+            0,
+            MAX_MEMORY,
+        )?,
     })
 }
 
@@ -117,7 +141,10 @@ pub(super) fn json(field: &str, value: &Value) -> Result<String> {
     }
     let text = value.to_string();
     if text.len() > MAX_JSON_BYTES {
-        return Err(Failure::field(field, format!("at most {MAX_JSON_BYTES} bytes of JSON")));
+        return Err(Failure::field(
+            field,
+            format!("at most {MAX_JSON_BYTES} bytes of JSON"),
+        ));
     }
     Ok(text)
 }
@@ -139,7 +166,13 @@ mod tests {
     #[test]
     fn amounts_must_be_positive_and_possible() {
         let ask = |cpu: u64, memory: u64| {
-            resources("resources", &Resources { cpu: Some(Cpu(cpu)), memory: Some(Memory(memory)) })
+            resources(
+                "resources",
+                &Resources {
+                    cpu: Some(Cpu(cpu)),
+                    memory: Some(Memory(memory)),
+                },
+            )
         };
         assert_eq!(ask(1, 1).unwrap(), (Some(1), Some(1)));
         assert!(ask(0, 1).is_err() && ask(1, 0).is_err());

@@ -16,7 +16,9 @@ use super::problem::{Failure, Result};
 use crate::service::Service;
 
 /// Seconds: from a local read to several elections.
-const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
@@ -41,17 +43,33 @@ pub(crate) fn install() -> Option<&'static PrometheusHandle> {
 }
 
 fn describe() {
-    metrics::describe_counter!(observe::REQUESTS, "Requests answered, by method, route and status");
-    metrics::describe_histogram!(observe::DURATION, metrics::Unit::Seconds, "Time to the head of the answer");
+    metrics::describe_counter!(
+        observe::REQUESTS,
+        "Requests answered, by method, route and status"
+    );
+    metrics::describe_histogram!(
+        observe::DURATION,
+        metrics::Unit::Seconds,
+        "Time to the head of the answer"
+    );
     metrics::describe_gauge!(observe::IN_FLIGHT, "Requests under way");
     metrics::describe_gauge!("regent_event_streams", "Event streams open on this node");
-    metrics::describe_counter!("regent_event_streams_slow_total", "Event streams closed because they were read too slowly");
-    metrics::describe_counter!("regent_login_limited_total", "Logins refused after too many failures");
+    metrics::describe_counter!(
+        "regent_event_streams_slow_total",
+        "Event streams closed because they were read too slowly"
+    );
+    metrics::describe_counter!(
+        "regent_login_limited_total",
+        "Logins refused after too many failures"
+    );
     metrics::describe_gauge!("regent_applied_revision", "Last revision applied on this node");
     metrics::describe_gauge!("regent_raft_term", "Raft term");
     metrics::describe_gauge!("regent_raft_leader", "1 while this node leads");
     metrics::describe_gauge!("regent_ready", "1 while this node serves");
-    metrics::describe_gauge!("regent_member_reachable", "1 for each member that this node reaches");
+    metrics::describe_gauge!(
+        "regent_member_reachable",
+        "1 for each member that this node reaches"
+    );
     metrics::describe_gauge!("regent_sessions", "Sessions by state");
     metrics::describe_gauge!("regent_agents", "Agents by status");
     metrics::describe_gauge!("regent_commands", "Commands by status");
@@ -79,21 +97,49 @@ fn sample(service: &Service) {
     let state = &view.state;
     gauge("regent_applied_revision", view.revision.0);
     gauge("regent_raft_term", status.term);
-    gauge("regent_raft_leader", u64::from(status.leader == Some(status.node)));
+    gauge(
+        "regent_raft_leader",
+        u64::from(status.leader == Some(status.node)),
+    );
     gauge("regent_ready", u64::from(service.is_ready().is_ok()));
     for member in &status.members {
         let reachable = member.reachable || member.id == status.node;
         metrics::gauge!("regent_member_reachable", "member" => member.id.to_string())
             .set(f64::from(u8::from(reachable)));
     }
-    let states = regent_types::session::SessionState::ALL.iter().map(|state| state.as_str());
-    by_word("regent_sessions", "state", states, state.sessions().values().map(|s| s.state.as_str()));
+    let states = regent_types::session::SessionState::ALL
+        .iter()
+        .map(|state| state.as_str());
+    by_word(
+        "regent_sessions",
+        "state",
+        states,
+        state.sessions().values().map(|s| s.state.as_str()),
+    );
     let status = |agent: &regent_state::record::Agent| {
         if agent.is_online() { "online" } else { "offline" }
     };
-    by_word("regent_agents", "status", ["online", "offline"].into_iter(), state.agents().values().map(|a| status(a)));
-    let statuses = ["pending", "sent", "acknowledged", "completed", "failed", "cancelled", "expired"];
-    by_word("regent_commands", "status", statuses.into_iter(), state.commands().values().map(|c| c.state.as_str()));
+    by_word(
+        "regent_agents",
+        "status",
+        ["online", "offline"].into_iter(),
+        state.agents().values().map(|a| status(a)),
+    );
+    let statuses = [
+        "pending",
+        "sent",
+        "acknowledged",
+        "completed",
+        "failed",
+        "cancelled",
+        "expired",
+    ];
+    by_word(
+        "regent_commands",
+        "status",
+        statuses.into_iter(),
+        state.commands().values().map(|c| c.state.as_str()),
+    );
     gauge("regent_leases", state.leases().len() as u64);
     gauge("regent_events", state.events().len() as u64);
     gauge("regent_idempotency_keys", state.idempotency_count() as u64);

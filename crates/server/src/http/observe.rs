@@ -34,21 +34,28 @@ pub(super) const IN_FLIGHT: &str = "regent_http_requests_in_flight";
 /// Puts it around all routes, those that do not exist included.
 pub(super) fn observed(router: Router<Service>, service: &Service) -> Router<Service> {
     // `route_layer` would not see fallbacks; the matched path is set before `layer` runs.
-    router.layer(from_fn_with_state(service.clone(), finish)).layer(from_fn(counted))
+    router
+        .layer(from_fn_with_state(service.clone(), finish))
+        .layer(from_fn(counted))
 }
 
 /// Counts and times.
 async fn counted(request: Request, next: Next) -> Response {
     let method = method_label(request.method());
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "unmatched".to_owned());
     let started = Instant::now();
     let in_flight = InFlight::begin();
     let response = next.run(request).await;
     drop(in_flight);
     let status = response.status().as_u16().to_string();
-    metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status).increment(1);
-    metrics::histogram!(DURATION, "method" => method, "route" => route).record(started.elapsed().as_secs_f64());
+    metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status)
+        .increment(1);
+    metrics::histogram!(DURATION, "method" => method, "route" => route)
+        .record(started.elapsed().as_secs_f64());
     response
 }
 
@@ -106,16 +113,24 @@ async fn finish(State(service): State<Service>, request: Request, next: Next) ->
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
 fn render(response: &mut Response, mut problem: Problem, id: &str) {
-    problem.request_id = id.to_owned();
+    id.clone_into(&mut problem.request_id);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.body_mut() = Body::from(body);
 }
@@ -126,7 +141,10 @@ fn request_id(headers: &HeaderMap) -> String {
         .get(REQUEST_ID_HEADER)
         .and_then(|value| value.to_str().ok())
         .filter(|id| (1..=MAX_REQUEST_ID_CHARS).contains(&id.len()))
-        .filter(|id| id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':' | b'/')))
+        .filter(|id| {
+            id.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':' | b'/'))
+        })
         .map_or_else(ids::request_id, str::to_owned)
 }
 

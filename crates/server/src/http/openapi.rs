@@ -13,7 +13,9 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
-use super::{agents, auth, cluster, commands, events, health, leases, metrics, sessions, templates, tokens, users};
+use super::{
+    agents, auth, cluster, commands, events, health, leases, metrics, sessions, templates, tokens, users,
+};
 
 /// The document.
 #[derive(OpenApi)]
@@ -48,7 +50,8 @@ impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
-        let agent = ApiKeyValue::with_description("X-Agent-API-Key", "How StreamSpace's agents send their token");
+        let agent =
+            ApiKeyValue::with_description("X-Agent-API-Key", "How StreamSpace's agents send their token");
         components.add_security_scheme("agent", SecurityScheme::ApiKey(ApiKey::Header(agent)));
     }
 }
@@ -158,14 +161,18 @@ fn problems(codes: impl Iterator<Item = Code>) -> BTreeMap<String, RefOr<Respons
             of_status.push(code.as_str());
         }
     }
-    words.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(problem(status, &codes)))).collect()
+    words
+        .into_iter()
+        .map(|(status, codes)| (status.to_string(), RefOr::T(problem(status, &codes))))
+        .collect()
 }
 
 fn problem(status: u16, codes: &[String]) -> Response {
     let schema = Ref::from_schema_name("Problem");
-    let mut response = ResponseBuilder::new()
-        .description(codes.join(", "))
-        .content("application/problem+json", ContentBuilder::new().schema(Some(schema)).build());
+    let mut response = ResponseBuilder::new().description(codes.join(", ")).content(
+        "application/problem+json",
+        ContentBuilder::new().schema(Some(schema)).build(),
+    );
     if matches!(status, 429 | 503) {
         let seconds = HeaderBuilder::new()
             .description(Some("Seconds after which to try again"))

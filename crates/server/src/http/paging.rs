@@ -50,7 +50,11 @@ impl Page {
                 page.push(record);
             }
         }
-        let next = if more { page.last().map(|last| encode(self.list, &key(last))) } else { None };
+        let next = if more {
+            page.last().map(|last| encode(self.list, &key(last)))
+        } else {
+            None
+        };
         (page, total, next)
     }
 }
@@ -75,6 +79,7 @@ fn decode(list: &str, cursor: &str) -> Result<String> {
 mod tests {
     use super::*;
 
+    #[allow(clippy::trivially_copy_pass_by_ref)] // as `take` wants it
     fn key(n: &u32) -> String {
         format!("{n:08}")
     }
@@ -116,7 +121,10 @@ mod tests {
     fn cursors_of_other_lists_and_nonsense_are_refused() {
         let foreign = encode("sessions", "a");
         for cursor in ["", "x", "%%%", &foreign, &"A".repeat(5_000)] {
-            assert!(Page::new("numbers", None, Some(cursor)).is_err(), "{cursor:?} was taken");
+            assert!(
+                Page::new("numbers", None, Some(cursor)).is_err(),
+                "{cursor:?} was taken"
+            );
         }
         assert!(Page::new("numbers", Some(0), None).is_err());
         assert!(Page::new("numbers", Some(MAX_LIMIT + 1), None).is_err());

@@ -23,14 +23,17 @@ static WAITING: Semaphore = Semaphore::const_new(MAX_WAITING);
 /// Hashes a password with the defaults of OWASP (19 MiB, two passes), in PHC form.
 pub(crate) async fn hash(password: String) -> Result<String> {
     blocking(move || {
-        hashed(&password).map_err(|error| Failure::internal(format!("the password cannot be hashed: {error}")))
+        hashed(&password)
+            .map_err(|error| Failure::internal(format!("the password cannot be hashed: {error}")))
     })
     .await?
 }
 
 fn hashed(password: &str) -> Result<String, argon2::password_hash::Error> {
     let salt = SaltString::encode_b64(&rand::random::<[u8; SALT_BYTES]>())?;
-    Ok(Argon2::default().hash_password(password.as_bytes(), &salt)?.to_string())
+    Ok(Argon2::default()
+        .hash_password(password.as_bytes(), &salt)?
+        .to_string())
 }
 
 /// Whether the password is that of the hash. Without a hash (no such user, or no password) as much work
@@ -39,8 +42,11 @@ pub(super) async fn verify(password: String, hash: Option<String>) -> Result<boo
     blocking(move || {
         let known = hash.is_some();
         let text = hash.unwrap_or_else(|| decoy().to_owned());
-        let matches = PasswordHash::new(&text)
-            .is_ok_and(|parsed| Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok());
+        let matches = PasswordHash::new(&text).is_ok_and(|parsed| {
+            Argon2::default()
+                .verify_password(password.as_bytes(), &parsed)
+                .is_ok()
+        });
         matches && known
     })
     .await
@@ -75,13 +81,21 @@ mod tests {
     async fn a_password_matches_its_own_hash_only() {
         let hash = hash("correct horse".to_owned()).await.unwrap();
         assert!(hash.starts_with("$argon2id$"));
-        assert!(verify("correct horse".to_owned(), Some(hash.clone())).await.unwrap());
+        assert!(
+            verify("correct horse".to_owned(), Some(hash.clone()))
+                .await
+                .unwrap()
+        );
         assert!(!verify("battery staple".to_owned(), Some(hash)).await.unwrap());
     }
 
     #[tokio::test]
     async fn nobody_has_the_decoys_password() {
         assert!(!verify("nobody has this one".to_owned(), None).await.unwrap());
-        assert!(!verify("x".to_owned(), Some("not a hash".to_owned())).await.unwrap());
+        assert!(
+            !verify("x".to_owned(), Some("not a hash".to_owned()))
+                .await
+                .unwrap()
+        );
     }
 }

@@ -43,7 +43,9 @@ impl Failure {
     /// 400, naming one field of the body or parameter of the query or path.
     pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         let (field, message) = (field.into(), message.into());
-        Problem::new(Code::InvalidRequest, format!("{field}: {message}")).field(field, message).into()
+        Problem::new(Code::InvalidRequest, format!("{field}: {message}"))
+            .field(field, message)
+            .into()
     }
 
     /// 403.
@@ -53,7 +55,10 @@ impl Failure {
 
     /// 404 for a record.
     pub(crate) fn not_found(noun: Noun, name: impl std::fmt::Display) -> Self {
-        Self::new(not_found_code(noun), format!("{} {name} does not exist", noun_word(noun)))
+        Self::new(
+            not_found_code(noun),
+            format!("{} {name} does not exist", noun_word(noun)),
+        )
     }
 
     /// 500: a fault of our own, which has been logged where it was found.
@@ -77,7 +82,11 @@ impl Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { problem: Box::new(problem), retry_after: None, revision: None }
+        Self {
+            problem: Box::new(problem),
+            retry_after: None,
+            revision: None,
+        }
     }
 }
 
@@ -90,10 +99,14 @@ impl IntoResponse for Failure {
         let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.problem.code == Code::Unauthenticated {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(revision) = self.revision {
             super::reply::set_index(&mut response, revision);
@@ -110,9 +123,10 @@ impl From<Rejection> for Failure {
             Rejection::Unauthenticated => Problem::new(Code::Unauthenticated, text),
             Rejection::Forbidden(why) => Problem::new(Code::Forbidden, why),
             Rejection::NotFound { noun, name } => return Self::not_found(noun, name),
-            Rejection::AlreadyExists { noun, name } => {
-                Problem::new(Code::AlreadyExists, format!("{} {name} exists already", noun_word(noun)))
-            }
+            Rejection::AlreadyExists { noun, name } => Problem::new(
+                Code::AlreadyExists,
+                format!("{} {name} exists already", noun_word(noun)),
+            ),
             Rejection::WrongState(why) => Problem::new(Code::WrongState, why),
             Rejection::Changed { expected, current } => Problem::new(Code::Changed, text)
                 .with("expected", expected)
@@ -129,14 +143,15 @@ impl From<Rejection> for Failure {
                     .into_iter()
                     .map(|(id, reason)| json!({ "agentId": id, "reason": reason }))
                     .collect();
-                let mut failure: Self =
-                    Problem::new(Code::NoAgentsAvailable, detail).with("agents", reasons).into();
+                let mut failure: Self = Problem::new(Code::NoAgentsAvailable, detail)
+                    .with("agents", reasons)
+                    .into();
                 failure.retry_after = Some(RETRY_AFTER_AGENTS);
                 return failure;
             }
-            Rejection::LeaseHeld { holder, token } => {
-                Problem::new(Code::LeaseHeld, text).with("holder", holder).with("token", token.0)
-            }
+            Rejection::LeaseHeld { holder, token } => Problem::new(Code::LeaseHeld, text)
+                .with("holder", holder)
+                .with("token", token.0),
             Rejection::LeaseLost => Problem::new(Code::LeaseLost, text),
             Rejection::IdempotencyKeyReused => Problem::new(Code::IdempotencyKeyReused, text),
             // The rest answers gateways and reconcilers; a REST call meets it only by a fault of ours.
@@ -196,13 +211,17 @@ pub(super) fn not_serving(detail: impl Into<String>) -> Failure {
 }
 
 fn no_leader(detail: String, reachable: &[NodeId]) -> Failure {
-    let mut failure: Failure = Problem::new(Code::NoLeader, detail).with("reachable", ids(reachable)).into();
+    let mut failure: Failure = Problem::new(Code::NoLeader, detail)
+        .with("reachable", ids(reachable))
+        .into();
     failure.retry_after = Some(RETRY_AFTER_ELECTION);
     failure
 }
 
 fn no_quorum(detail: String, reachable: &[NodeId]) -> Failure {
-    let mut failure: Failure = Problem::new(Code::NoQuorum, detail).with("reachable", ids(reachable)).into();
+    let mut failure: Failure = Problem::new(Code::NoQuorum, detail)
+        .with("reachable", ids(reachable))
+        .into();
     failure.retry_after = Some(RETRY_AFTER_QUORUM);
     failure
 }
@@ -242,7 +261,13 @@ mod tests {
 
     fn document(failure: Failure) -> (Response, Problem) {
         let response = failure.into_response();
-        let problem = response.extensions().get::<Unrendered>().unwrap().0.as_ref().clone();
+        let problem = response
+            .extensions()
+            .get::<Unrendered>()
+            .unwrap()
+            .0
+            .as_ref()
+            .clone();
         (response, problem)
     }
 
@@ -252,22 +277,38 @@ mod tests {
         let (response, problem) = document(Rejection::NoAgents(vec![(dev, "offline".to_owned())]).into());
         assert_eq!(response.status(), 503);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
-        assert_eq!(problem.extra["agents"], json!([{ "agentId": "dev", "reason": "offline" }]));
+        assert_eq!(
+            problem.extra["agents"],
+            json!([{ "agentId": "dev", "reason": "offline" }])
+        );
     }
 
     #[test]
     fn a_held_lease_names_holder_and_token() {
-        let (response, problem) =
-            document(Rejection::LeaseHeld { holder: "h".to_owned(), token: Token(7) }.into());
+        let (response, problem) = document(
+            Rejection::LeaseHeld {
+                holder: "h".to_owned(),
+                token: Token(7),
+            }
+            .into(),
+        );
         assert_eq!(response.status(), 409);
-        assert_eq!((&problem.extra["holder"], &problem.extra["token"]), (&json!("h"), &json!(7)));
+        assert_eq!(
+            (&problem.extra["holder"], &problem.extra["token"]),
+            (&json!("h"), &json!(7))
+        );
     }
 
     #[test]
     fn only_an_unknown_outcome_is_504() {
         let reachable = vec![NodeId(1)];
         for (error, status) in [
-            (ProposeError::NoLeader { reachable: reachable.clone() }, 503),
+            (
+                ProposeError::NoLeader {
+                    reachable: reachable.clone(),
+                },
+                503,
+            ),
             (ProposeError::NoQuorum { reachable }, 503),
             (ProposeError::Busy, 429),
             (ProposeError::OutcomeUnknown, 504),

@@ -76,8 +76,13 @@ where
         let params = RawPathParams::from_request_parts(parts, state)
             .await
             .map_err(|error| Failure::field("path", error.body_text()))?;
-        let (name, text) = params.iter().next().expect("routes with a `Name` have one parameter");
-        text.parse().map(Self).map_err(|error: T::Err| Failure::field(name, error.to_string()))
+        let (name, text) = params
+            .iter()
+            .next()
+            .expect("routes with a `Name` have one parameter");
+        text.parse()
+            .map(Self)
+            .map_err(|error: T::Err| Failure::field(name, error.to_string()))
     }
 }
 
@@ -92,7 +97,13 @@ mod tests {
     #[test]
     fn known_parameters_are_read() {
         let read: Read = parse("consistency=stale&min_index=7").unwrap();
-        assert_eq!(read, Read { consistency: Consistency::Stale, min_index: Some(Revision(7)) });
+        assert_eq!(
+            read,
+            Read {
+                consistency: Consistency::Stale,
+                min_index: Some(Revision(7))
+            }
+        );
         assert_eq!(parse::<Read>("").unwrap(), Read::default());
     }
 

@@ -1,4 +1,4 @@
-//! Answers that went well: a record with its ETag, a page, nothing; each with the revision it is of.
+//! Answers that went well: a record with its `ETag`, a page, nothing; each with the revision it is of.
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -9,7 +9,10 @@ use serde::Serialize;
 
 /// Sets `X-Regent-Index`.
 pub(super) fn set_index(response: &mut Response, revision: Revision) {
-    response.headers_mut().insert(HeaderName::from_static(INDEX_HEADER), HeaderValue::from(revision.0));
+    response.headers_mut().insert(
+        HeaderName::from_static(INDEX_HEADER),
+        HeaderValue::from(revision.0),
+    );
 }
 
 /// An answer of this status with a JSON body.
@@ -19,7 +22,7 @@ pub(super) fn json<T: Serialize>(status: StatusCode, revision: Revision, body: &
     response
 }
 
-/// A record: its ETag is the revision of its last change.
+/// A record: its `ETag` is the revision of its last change.
 pub(super) fn record<T: Serialize>(
     status: StatusCode,
     revision: Revision,

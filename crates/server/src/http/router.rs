@@ -7,7 +7,8 @@ use regent_types::Code;
 use super::observe::observed;
 use super::problem::Failure;
 use super::{
-    agents, auth, cluster, commands, events, health, leases, metrics, openapi, sessions, templates, tokens, users,
+    agents, auth, cluster, commands, events, health, leases, metrics, openapi, sessions, templates, tokens,
+    users,
 };
 use crate::service::Service;
 
@@ -32,9 +33,17 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", "/api/v1/sessions/{name}", get(sessions::get)),
         ("patch", "/api/v1/sessions/{name}", patch(sessions::patch)),
         ("delete", "/api/v1/sessions/{name}", delete(sessions::delete)),
-        ("put", "/api/v1/sessions/{name}/hibernate", put(sessions::hibernate)),
+        (
+            "put",
+            "/api/v1/sessions/{name}/hibernate",
+            put(sessions::hibernate),
+        ),
         ("put", "/api/v1/sessions/{name}/wake", put(sessions::wake)),
-        ("post", "/api/v1/sessions/{name}/heartbeat", post(sessions::heartbeat)),
+        (
+            "post",
+            "/api/v1/sessions/{name}/heartbeat",
+            post(sessions::heartbeat),
+        ),
         ("get", "/api/v1/agents", get(agents::list)),
         ("post", "/api/v1/agents/register", post(agents::register)),
         ("get", "/api/v1/agents/connect", get(crate::gateway::connect)),
@@ -81,11 +90,17 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
 }
 
 async fn no_route() -> Failure {
-    Failure::new(Code::RouteNotFound, "there is no such route; /openapi.json lists all")
+    Failure::new(
+        Code::RouteNotFound,
+        "there is no such route; /openapi.json lists all",
+    )
 }
 
 async fn no_method() -> Failure {
-    Failure::new(Code::MethodNotAllowed, "the route does not take this method; `Allow` says which it takes")
+    Failure::new(
+        Code::MethodNotAllowed,
+        "the route does not take this method; `Allow` says which it takes",
+    )
 }
 
 #[cfg(test)]
@@ -101,10 +116,17 @@ mod tests {
             .as_object()
             .unwrap()
             .iter()
-            .flat_map(|(path, item)| item.as_object().unwrap().keys().map(|method| (method.clone(), path.clone())))
+            .flat_map(|(path, item)| {
+                item.as_object()
+                    .unwrap()
+                    .keys()
+                    .map(|method| (method.clone(), path.clone()))
+            })
             .collect();
-        let served: BTreeSet<(String, String)> =
-            routes().iter().map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned())).collect();
+        let served: BTreeSet<(String, String)> = routes()
+            .iter()
+            .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
+            .collect();
         assert_eq!(documented, served);
     }
 
@@ -112,7 +134,11 @@ mod tests {
     fn every_reference_in_the_document_leads_somewhere() {
         let text = openapi::document().to_json().unwrap();
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
-        for reference in text.split("\"$ref\":\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        for reference in text
+            .split("\"$ref\":\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap())
+        {
             let pointer = reference.strip_prefix('#').unwrap();
             assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
         }

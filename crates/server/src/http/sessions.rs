@@ -60,16 +60,31 @@ pub(super) struct ListSessions {
     responses((status = 200, description = "One page", body = api::SessionList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListSessions>) -> Result<Response> {
     let page = Page::new("sessions", query.limit, query.cursor.as_deref())?;
-    let snapshot =
-        reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let caller = &snapshot.caller;
-    let only = if caller.role >= Role::Operator { query.user.as_ref() } else { Some(caller.user()?) };
+    let only = if caller.role >= Role::Operator {
+        query.user.as_ref()
+    } else {
+        Some(caller.user()?)
+    };
     if query.user.as_ref().is_some_and(|user| Some(user) != only) {
-        return Err(Failure::forbidden("another user's sessions need the role operator"));
+        return Err(Failure::forbidden(
+            "another user's sessions need the role operator",
+        ));
     }
     let wanted = |session: &&std::sync::Arc<record::Session>| {
-        query.state.is_none_or(|state| view::session_state(session.state) == state)
-            && query.agent.as_ref().is_none_or(|agent| session.agent.as_ref() == Some(agent))
+        query
+            .state
+            .is_none_or(|state| view::session_state(session.state) == state)
+            && query
+                .agent
+                .as_ref()
+                .is_none_or(|agent| session.agent.as_ref() == Some(agent))
             && query.tag.as_ref().is_none_or(|tag| session.tags.contains(tag))
     };
     let key = |session: &&std::sync::Arc<record::Session>| session.name.to_string();
@@ -80,9 +95,15 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListSessions>) ->
     };
     let names: Vec<SessionName> = records.iter().map(|record| record.name.clone()).collect();
     let active = last_activity(&reading, &snapshot, &names).await;
-    let sessions =
-        records.into_iter().map(|record| view::session(record, active.get(&record.name).copied())).collect();
-    let body = api::SessionList { sessions, total, next_cursor };
+    let sessions = records
+        .into_iter()
+        .map(|record| view::session(record, active.get(&record.name).copied()))
+        .collect();
+    let body = api::SessionList {
+        sessions,
+        total,
+        next_cursor,
+    };
     Ok(reply::json(StatusCode::OK, snapshot.revision(), &body))
 }
 
@@ -90,12 +111,21 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListSessions>) ->
 #[utoipa::path(get, path = "/api/v1/sessions/{name}", tag = "sessions",
     params(("name" = String, Path, description = "The session"), Read),
     responses((status = 200, description = "The session", body = api::Session), ReadProblems))]
-pub(super) async fn get(reading: Reading, Name(name): Name<SessionName>, Query(read): Query<Read>) -> Result<Response> {
+pub(super) async fn get(
+    reading: Reading,
+    Name(name): Name<SessionName>,
+    Query(read): Query<Read>,
+) -> Result<Response> {
     let snapshot = reading.view(read).await?;
     let record = visible(&snapshot.caller, snapshot.state(), &name)?;
     let active = last_activity(&reading, &snapshot, std::slice::from_ref(&name)).await;
     let body = view::session(record, active.get(&name).copied());
-    Ok(reply::record(StatusCode::OK, snapshot.revision(), record.changed, &body))
+    Ok(reply::record(
+        StatusCode::OK,
+        snapshot.revision(),
+        record.changed,
+        &body,
+    ))
 }
 
 /// Places and starts a session. Answers once it is placed and its start is queued.
@@ -110,8 +140,14 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
     };
     limits::tags(&body.tags)?;
     limits::labels("placement.labels", &body.placement.labels)?;
-    limits::word("placement.platform", body.placement.platform.as_deref().unwrap_or_default())?;
-    limits::word("placement.region", body.placement.region.as_deref().unwrap_or_default())?;
+    limits::word(
+        "placement.platform",
+        body.placement.platform.as_deref().unwrap_or_default(),
+    )?;
+    limits::word(
+        "placement.region",
+        body.placement.region.as_deref().unwrap_or_default(),
+    )?;
     let (cpu, memory) = limits::resources("resources", &body.resources)?;
     let mut operation = CreateSession {
         name: ids::session_name(&user, &body.template),
@@ -132,7 +168,10 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
         queue: body.when_full == WhenFull::Queue,
     };
     for _ in 0..NAME_ATTEMPTS {
-        match writing.try_propose(Operation::CreateSession(operation.clone())).await? {
+        match writing
+            .try_propose(Operation::CreateSession(operation.clone()))
+            .await?
+        {
             Err((Rejection::NameTaken(_), _)) => {
                 operation.name = ids::session_name(&operation.user, &operation.template);
             }
@@ -140,7 +179,10 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
             Ok(done) => return session_reply(StatusCode::ACCEPTED, &done),
         }
     }
-    Err(Failure::new(Code::WrongState, "no free name was found for the session; try again"))
+    Err(Failure::new(
+        Code::WrongState,
+        "no free name was found for the session; try again",
+    ))
 }
 
 /// Changes tags and limits. Absent fields stay; `null` clears a limit.
@@ -157,11 +199,22 @@ pub(super) async fn patch(
     if let Some(tags) = &body.tags {
         limits::tags(tags)?;
     }
-    let idle_timeout = body.idle_timeout.map(|span| limits::span("idleTimeout", span)).transpose()?;
-    let max_duration =
-        body.max_session_duration.map(|span| limits::span("maxSessionDuration", span)).transpose()?;
+    let idle_timeout = body
+        .idle_timeout
+        .map(|span| limits::span("idleTimeout", span))
+        .transpose()?;
+    let max_duration = body
+        .max_session_duration
+        .map(|span| limits::span("maxSessionDuration", span))
+        .transpose()?;
     let if_match = writing.if_match()?;
-    let operation = PatchSession { name, if_match, tags: body.tags, idle_timeout, max_duration };
+    let operation = PatchSession {
+        name,
+        if_match,
+        tags: body.tags,
+        idle_timeout,
+        max_duration,
+    };
     let done = writing.propose(Operation::PatchSession(operation)).await?;
     session_reply(StatusCode::OK, &done)
 }
@@ -170,7 +223,11 @@ pub(super) async fn patch(
 #[utoipa::path(delete, path = "/api/v1/sessions/{name}", tag = "sessions",
     params(("name" = String, Path, description = "The session")),
     responses((status = 202, description = "It is being ended", body = api::SessionAction), WriteProblems))]
-pub(super) async fn delete(name: Name<SessionName>, query: Query<NoQuery>, writing: Writing) -> Result<Response> {
+pub(super) async fn delete(
+    name: Name<SessionName>,
+    query: Query<NoQuery>,
+    writing: Writing,
+) -> Result<Response> {
     act(name, query, writing, Operation::StopSession).await
 }
 
@@ -178,7 +235,11 @@ pub(super) async fn delete(name: Name<SessionName>, query: Query<NoQuery>, writi
 #[utoipa::path(put, path = "/api/v1/sessions/{name}/hibernate", tag = "sessions",
     params(("name" = String, Path, description = "The session")),
     responses((status = 202, description = "It is being put to sleep", body = api::SessionAction), WriteProblems))]
-pub(super) async fn hibernate(name: Name<SessionName>, query: Query<NoQuery>, writing: Writing) -> Result<Response> {
+pub(super) async fn hibernate(
+    name: Name<SessionName>,
+    query: Query<NoQuery>,
+    writing: Writing,
+) -> Result<Response> {
     act(name, query, writing, Operation::HibernateSession).await
 }
 
@@ -186,7 +247,11 @@ pub(super) async fn hibernate(name: Name<SessionName>, query: Query<NoQuery>, wr
 #[utoipa::path(put, path = "/api/v1/sessions/{name}/wake", tag = "sessions",
     params(("name" = String, Path, description = "The session")),
     responses((status = 202, description = "It is being woken", body = api::SessionAction), WriteProblems))]
-pub(super) async fn wake(name: Name<SessionName>, query: Query<NoQuery>, writing: Writing) -> Result<Response> {
+pub(super) async fn wake(
+    name: Name<SessionName>,
+    query: Query<NoQuery>,
+    writing: Writing,
+) -> Result<Response> {
     act(name, query, writing, Operation::WakeSession).await
 }
 
@@ -203,13 +268,20 @@ async fn act(
         if_match: None,
     };
     let done = writing.propose(operation(asked)).await?;
-    let Outcome::SessionAction { session, command } = &done.outcome else { return Err(done.unexpected()) };
+    let Outcome::SessionAction { session, command } = &done.outcome else {
+        return Err(done.unexpected());
+    };
     let body = api::SessionAction {
         name: session.name.clone(),
         command_id: command.clone(),
         message: action_message(session),
     };
-    Ok(reply::record(StatusCode::ACCEPTED, done.revision, session.changed, &body))
+    Ok(reply::record(
+        StatusCode::ACCEPTED,
+        done.revision,
+        session.changed,
+        &body,
+    ))
 }
 
 fn action_message(session: &record::Session) -> String {
@@ -236,7 +308,10 @@ pub(super) async fn heartbeat(
     }
     let session = visible(&writing.caller, &seen.state, &name)?;
     if session.state.is_final() {
-        return Err(Failure::new(Code::WrongState, format!("session {name} is {}", session.state.as_str())));
+        return Err(Failure::new(
+            Code::WrongState,
+            format!("session {name} is {}", session.state.as_str()),
+        ));
     }
     writing.service.activity().touch(name).await?;
     Ok(reply::nothing(seen.revision))
@@ -248,7 +323,9 @@ fn visible<'a>(
     state: &'a regent_state::State,
     name: &SessionName,
 ) -> Result<&'a record::Session> {
-    let session = state.session(name).ok_or_else(|| Failure::not_found(Noun::Session, name));
+    let session = state
+        .session(name)
+        .ok_or_else(|| Failure::not_found(Noun::Session, name));
     let session = session.map_err(|failure| failure.at(state.revision()))?;
     if caller.role >= Role::Operator || caller.is_user(&session.user) {
         Ok(session)
@@ -259,12 +336,21 @@ fn visible<'a>(
 
 /// When each session was last used, as far as the leader says. A leader that cannot be asked is no
 /// reason to refuse the rest of the answer.
-async fn last_activity(reading: &Reading, snapshot: &Snapshot, names: &[SessionName]) -> HashMap<SessionName, u64> {
+async fn last_activity(
+    reading: &Reading,
+    snapshot: &Snapshot,
+    names: &[SessionName],
+) -> HashMap<SessionName, u64> {
     if !snapshot.ask_leader || names.is_empty() {
         return HashMap::new();
     }
     match reading.service().activity().last(names).await {
-        Ok(times) => names.iter().cloned().zip(times).filter_map(|(name, at)| Some((name, at?))).collect(),
+        Ok(times) => names
+            .iter()
+            .cloned()
+            .zip(times)
+            .filter_map(|(name, at)| Some((name, at?)))
+            .collect(),
         Err(error) => {
             tracing::debug!(%error, "the leader could not be asked for activity");
             HashMap::new()
@@ -273,6 +359,13 @@ async fn last_activity(reading: &Reading, snapshot: &Snapshot, names: &[SessionN
 }
 
 fn session_reply(status: StatusCode, done: &Done) -> Result<Response> {
-    let Outcome::Session(record) = &done.outcome else { return Err(done.unexpected()) };
-    Ok(reply::record(status, done.revision, record.changed, &view::session(record, None)))
+    let Outcome::Session(record) = &done.outcome else {
+        return Err(done.unexpected());
+    };
+    Ok(reply::record(
+        status,
+        done.revision,
+        record.changed,
+        &view::session(record, None),
+    ))
 }

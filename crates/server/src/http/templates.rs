@@ -56,22 +56,51 @@ pub(super) struct ListTemplates {
     responses((status = 200, description = "One page", body = api::TemplateList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListTemplates>) -> Result<Response> {
     let page = Page::new("templates", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let records = snapshot.state().templates().values();
     let (records, total, next_cursor) = page.take(records, |template| template.name.to_string());
-    let templates = records.into_iter().filter_map(|template| view::template(template)).collect();
-    Ok(reply::json(StatusCode::OK, snapshot.revision(), &api::TemplateList { templates, total, next_cursor }))
+    let templates = records
+        .into_iter()
+        .filter_map(|template| view::template(template))
+        .collect();
+    Ok(reply::json(
+        StatusCode::OK,
+        snapshot.revision(),
+        &api::TemplateList {
+            templates,
+            total,
+            next_cursor,
+        },
+    ))
 }
 
 /// Shows one template.
 #[utoipa::path(get, path = "/api/v1/templates/{name}", tag = "templates",
     params(("name" = String, Path, description = "The template"), Read),
     responses((status = 200, description = "The template", body = api::Template), ReadProblems))]
-pub(super) async fn get(reading: Reading, Name(name): Name<TemplateName>, Query(read): Query<Read>) -> Result<Response> {
+pub(super) async fn get(
+    reading: Reading,
+    Name(name): Name<TemplateName>,
+    Query(read): Query<Read>,
+) -> Result<Response> {
     let snapshot = reading.view(read).await?;
-    let record = snapshot.state().template(&name).ok_or_else(|| Failure::not_found(Noun::Template, &name))?;
-    let body = view::template(record).ok_or_else(|| Failure::internal("the manifest kept is not readable"))?;
-    Ok(reply::record(StatusCode::OK, snapshot.revision(), record.changed, &body))
+    let record = snapshot
+        .state()
+        .template(&name)
+        .ok_or_else(|| Failure::not_found(Noun::Template, &name))?;
+    let body =
+        view::template(record).ok_or_else(|| Failure::internal("the manifest kept is not readable"))?;
+    Ok(reply::record(
+        StatusCode::OK,
+        snapshot.revision(),
+        record.changed,
+        &body,
+    ))
 }
 
 /// Makes a template from a whole manifest; 409 when there is one of that name.
@@ -96,7 +125,10 @@ pub(super) async fn put(
 ) -> Result<Response> {
     let manifest: Manifest = writing.json()?;
     if manifest.metadata.name != name {
-        return Err(Failure::field("metadata.name", format!("must be {name}, as in the path")));
+        return Err(Failure::field(
+            "metadata.name",
+            format!("must be {name}, as in the path"),
+        ));
     }
     let if_match = writing.if_match()?;
     put_manifest(&writing, &manifest, false, if_match).await
@@ -114,7 +146,10 @@ async fn put_manifest(
     let text = serde_json::to_string(manifest)
         .map_err(|error| Failure::internal(format!("the manifest cannot be written: {error}")))?;
     if text.len() > MAX_MANIFEST_BYTES {
-        return Err(Failure::field("body", format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes")));
+        return Err(Failure::field(
+            "body",
+            format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes"),
+        ));
     }
     let operation = Operation::PutTemplate {
         name: manifest.metadata.name.clone(),
@@ -125,8 +160,14 @@ async fn put_manifest(
         if_match,
     };
     let done = writing.propose(operation).await?;
-    let Outcome::Template { template, created } = &done.outcome else { return Err(done.unexpected()) };
-    let status = if *created { StatusCode::CREATED } else { StatusCode::OK };
+    let Outcome::Template { template, created } = &done.outcome else {
+        return Err(done.unexpected());
+    };
+    let status = if *created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     let body = view::template(template).ok_or_else(|| done.unexpected())?;
     Ok(reply::record(status, done.revision, template.changed, &body))
 }
@@ -155,10 +196,20 @@ fn check(manifest: &Manifest) -> Result<()> {
     }
     limits::labels("metadata.labels", &manifest.metadata.labels)?;
     if spec.base_image.is_empty() && spec.command.is_empty() {
-        return Err(Failure::field("spec", "needs `baseImage`, or `command` for a plain process"));
+        return Err(Failure::field(
+            "spec",
+            "needs `baseImage`, or `command` for a plain process",
+        ));
     }
-    if spec.base_image.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(Failure::field("spec.baseImage", "cannot have spaces or control characters"));
+    if spec
+        .base_image
+        .chars()
+        .any(|c| c.is_control() || c.is_whitespace())
+    {
+        return Err(Failure::field(
+            "spec.baseImage",
+            "cannot have spaces or control characters",
+        ));
     }
     item("spec.baseImage", &spec.base_image)?;
     items("spec.command", spec.command.len())?;
@@ -178,7 +229,10 @@ fn check(manifest: &Manifest) -> Result<()> {
     for (n, env) in spec.env.iter().enumerate() {
         let field = format!("spec.env[{n}]");
         if env.name.is_empty() || env.name.contains('=') {
-            return Err(Failure::field(format!("{field}.name"), "cannot be empty and cannot have `=`"));
+            return Err(Failure::field(
+                format!("{field}.name"),
+                "cannot be empty and cannot have `=`",
+            ));
         }
         item(&format!("{field}.name"), &env.name)?;
         item(&format!("{field}.value"), &env.value)?;
@@ -195,7 +249,10 @@ fn check(manifest: &Manifest) -> Result<()> {
     }
     for (n, mount) in spec.volume_mounts.iter().enumerate() {
         if !mount.mount_path.starts_with('/') {
-            return Err(Failure::field(format!("spec.volumeMounts[{n}].mountPath"), "must begin with `/`"));
+            return Err(Failure::field(
+                format!("spec.volumeMounts[{n}].mountPath"),
+                "must begin with `/`",
+            ));
         }
         item(&format!("spec.volumeMounts[{n}].mountPath"), &mount.mount_path)?;
     }
@@ -212,7 +269,10 @@ fn items(field: &str, count: usize) -> Result<()> {
 /// A word that reaches `execve` or a runtime's API: no NUL can pass there.
 fn item(field: &str, text: &str) -> Result<()> {
     if text.len() > MAX_ITEM_BYTES || text.contains('\0') {
-        return Err(Failure::field(field, format!("at most {MAX_ITEM_BYTES} bytes and no NUL")));
+        return Err(Failure::field(
+            field,
+            format!("at most {MAX_ITEM_BYTES} bytes and no NUL"),
+        ));
     }
     Ok(())
 }
@@ -242,9 +302,14 @@ mod tests {
         assert!(refused(&spec("{}")).contains("baseImage"));
         assert!(refused(&spec(r#"{"command":[""]}"#)).contains("spec.command[0]"));
         assert!(refused(&spec(r#"{"command":["a"],"args":["\u0000"]}"#)).contains("spec.args[0]"));
-        assert!(refused(&spec(r#"{"command":["a"],"env":[{"name":"A=B","value":""}]}"#)).contains("spec.env[0].name"));
+        assert!(
+            refused(&spec(r#"{"command":["a"],"env":[{"name":"A=B","value":""}]}"#))
+                .contains("spec.env[0].name")
+        );
         let twice = r#"{"command":["a"],"ports":[{"containerPort":1},{"containerPort":1}]}"#;
         assert!(refused(&spec(twice)).contains("spec.ports[1]"));
-        assert!(refused(r#"{"kind":"Pod","metadata":{"name":"t"},"spec":{"command":["a"]}}"#).contains("kind"));
+        assert!(
+            refused(r#"{"kind":"Pod","metadata":{"name":"t"},"spec":{"command":["a"]}}"#).contains("kind")
+        );
     }
 }

@@ -47,10 +47,19 @@ pub(super) struct ListTokens {
     responses((status = 200, description = "One page", body = api::TokenList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListTokens>) -> Result<Response> {
     let page = Page::new("tokens", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let caller = &snapshot.caller;
     let user = caller.user()?;
-    let only = if caller.role == Role::Admin { query.user.as_ref() } else { Some(user) };
+    let only = if caller.role == Role::Admin {
+        query.user.as_ref()
+    } else {
+        Some(user)
+    };
     if query.user.as_ref().is_some_and(|user| Some(user) != only) {
         return Err(Failure::forbidden("another user's tokens need the role admin"));
     }
@@ -60,8 +69,19 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListTokens>) -> R
         Some(user) => page.take(state.tokens_of(&Subject::User(user.clone())), key),
         None => page.take(state.tokens().values(), key),
     };
-    let tokens = records.into_iter().map(|token| view::token(token, state)).collect();
-    Ok(reply::json(StatusCode::OK, snapshot.revision(), &api::TokenList { tokens, total, next_cursor }))
+    let tokens = records
+        .into_iter()
+        .map(|token| view::token(token, state))
+        .collect();
+    Ok(reply::json(
+        StatusCode::OK,
+        snapshot.revision(),
+        &api::TokenList {
+            tokens,
+            total,
+            next_cursor,
+        },
+    ))
 }
 
 /// Makes an API token. The secret is shown once.
@@ -106,7 +126,9 @@ pub(super) async fn delete(
 /// A token that was made, with its secret; a repetition shows the record without it, since the secret
 /// made for the repetition is not the one whose hash is kept.
 pub(super) fn created(writing: &Writing, done: &Done, secret: String) -> Result<Response> {
-    let Outcome::ApiToken(record) = &done.outcome else { return Err(done.unexpected()) };
+    let Outcome::ApiToken(record) = &done.outcome else {
+        return Err(done.unexpected());
+    };
     let seen = writing.service.node().view();
     let mut body = view::token(record, &seen.state);
     body.token = (!done.replayed).then_some(secret);

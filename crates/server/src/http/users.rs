@@ -45,14 +45,27 @@ pub(super) struct ListUsers {
     responses((status = 200, description = "One page", body = api::UserList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListUsers>) -> Result<Response> {
     let page = Page::new("users", query.limit, query.cursor.as_deref())?;
-    let snapshot = reading.view(Read { consistency: query.consistency, min_index: query.min_index }).await?;
+    let snapshot = reading
+        .view(Read {
+            consistency: query.consistency,
+            min_index: query.min_index,
+        })
+        .await?;
     let caller = &snapshot.caller;
     caller.user()?;
     let records = snapshot.state().users().values();
     let records = records.filter(|user| caller.role == Role::Admin || caller.is_user(&user.name));
     let (records, total, next_cursor) = page.take(records, |user| user.name.to_string());
     let users = records.into_iter().map(|user| view::user(user)).collect();
-    Ok(reply::json(StatusCode::OK, snapshot.revision(), &api::UserList { users, total, next_cursor }))
+    Ok(reply::json(
+        StatusCode::OK,
+        snapshot.revision(),
+        &api::UserList {
+            users,
+            total,
+            next_cursor,
+        },
+    ))
 }
 
 /// Makes a user.
@@ -71,10 +84,22 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
     let quota = limits::quota("quota.", &body.quota)?;
     check_password(&body.password)?;
     let password_hash = passwords::hash(body.password).await?;
-    let operation = Operation::CreateUser { name: body.username, password_hash, role, quota };
+    let operation = Operation::CreateUser {
+        name: body.username,
+        password_hash,
+        role,
+        quota,
+    };
     let done = writing.propose(operation).await?;
-    let Outcome::User(record) = &done.outcome else { return Err(done.unexpected()) };
-    Ok(reply::record(StatusCode::CREATED, done.revision, record.changed, &view::user(record)))
+    let Outcome::User(record) = &done.outcome else {
+        return Err(done.unexpected());
+    };
+    Ok(reply::record(
+        StatusCode::CREATED,
+        done.revision,
+        record.changed,
+        &view::user(record),
+    ))
 }
 
 /// Removes a user and their tokens; 409 while sessions of theirs live.
@@ -123,7 +148,9 @@ pub(super) async fn set_password(
         return Err(Failure::not_found(Noun::User, &name).at(view.revision));
     }
     let password_hash = passwords::hash(body.password).await?;
-    let done = writing.propose(Operation::SetPassword { name, password_hash }).await?;
+    let done = writing
+        .propose(Operation::SetPassword { name, password_hash })
+        .await?;
     Ok(reply::nothing(done.revision))
 }
 
@@ -140,9 +167,12 @@ pub(super) async fn set_quota(
     let quota = limits::quota("", &body)?;
     let done = writing.propose(Operation::SetQuota { name, quota }).await?;
     match &done.outcome {
-        Outcome::User(record) => {
-            Ok(reply::record(StatusCode::OK, done.revision, record.changed, &view::user(record)))
-        }
+        Outcome::User(record) => Ok(reply::record(
+            StatusCode::OK,
+            done.revision,
+            record.changed,
+            &view::user(record),
+        )),
         _ => Err(done.unexpected()),
     }
 }

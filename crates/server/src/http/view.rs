@@ -26,7 +26,10 @@ pub(super) fn session(record: &record::Session, last_activity: Option<u64>) -> S
         state,
         reason: record.reason.clone(),
         agent_id: record.agent.clone(),
-        resources: Resources { memory: Some(Memory(record.memory)), cpu: Some(Cpu(record.cpu)) },
+        resources: Resources {
+            memory: Some(Memory(record.memory)),
+            cpu: Some(Cpu(record.cpu)),
+        },
         persistent_home: record.persistent_home,
         idle_timeout: record.idle_timeout.map(Span),
         max_session_duration: record.max_duration.map(Span),
@@ -70,7 +73,11 @@ pub(super) fn agent(record: &record::Agent, state: &State, last_heartbeat: Optio
         agent_id: record.id.clone(),
         platform: record.platform.clone(),
         region: record.region.clone(),
-        status: if record.is_online() { AgentStatus::Online } else { AgentStatus::Offline },
+        status: if record.is_online() {
+            AgentStatus::Online
+        } else {
+            AgentStatus::Offline
+        },
         scheduling: match record.scheduling {
             record::Scheduling::Eligible => SchedulingState::Eligible,
             record::Scheduling::Cordoned => SchedulingState::Cordoned,
@@ -103,7 +110,11 @@ pub(super) fn agent(record: &record::Agent, state: &State, last_heartbeat: Optio
 }
 
 fn allocated(usage: record::Usage) -> Allocated {
-    Allocated { sessions: usage.sessions, cpu: Cpu(usage.cpu), memory: Memory(usage.memory) }
+    Allocated {
+        sessions: usage.sessions,
+        cpu: Cpu(usage.cpu),
+        memory: Memory(usage.memory),
+    }
 }
 
 /// A command.
@@ -112,9 +123,11 @@ pub(super) fn command(record: &record::Command) -> Command {
     let (error, completed_at, result) = match &record.state {
         record::CommandState::Completed { result, at } => (None, Some(*at), json(result)),
         record::CommandState::Failed { error, at } => (Some(error.clone()), Some(*at), Value::Null),
-        record::CommandState::Cancelled { reason, at } => {
-            ((!reason.is_empty()).then(|| reason.clone()), Some(*at), Value::Null)
-        }
+        record::CommandState::Cancelled { reason, at } => (
+            (!reason.is_empty()).then(|| reason.clone()),
+            Some(*at),
+            Value::Null,
+        ),
         record::CommandState::Expired { at } => (None, Some(*at), Value::Null),
         _ => (None, None, Value::Null),
     };
@@ -207,9 +220,11 @@ pub(super) fn role(role: record::Role) -> Role {
 /// An API token without its secret; the state is asked for the role of its user.
 pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
     let (user, agent_id, role) = match &record.subject {
-        record::Subject::User(name) => {
-            (Some(name.clone()), None, state.user(name).map_or(Role::User, |user| self::role(user.role)))
-        }
+        record::Subject::User(name) => (
+            Some(name.clone()),
+            None,
+            state.user(name).map_or(Role::User, |user| self::role(user.role)),
+        ),
         record::Subject::Agent(id) => (None, Some(id.clone()), Role::Agent),
     };
     ApiToken {
@@ -286,12 +301,25 @@ const KINDS: [EventKind; 26] = [
 
 /// Every text that an event's kind can have.
 pub(super) fn all_kinds() -> BTreeSet<String> {
-    const STATUSES: [&str; 7] =
-        ["pending", "sent", "acknowledged", "completed", "failed", "cancelled", "expired"];
-    let plain = KINDS.iter().filter(|kind| !matches!(kind, EventKind::SessionState | EventKind::CommandStatus));
+    const STATUSES: [&str; 7] = [
+        "pending",
+        "sent",
+        "acknowledged",
+        "completed",
+        "failed",
+        "cancelled",
+        "expired",
+    ];
+    let plain = KINDS
+        .iter()
+        .filter(|kind| !matches!(kind, EventKind::SessionState | EventKind::CommandStatus));
     plain
         .map(|kind| kind.as_str().to_owned())
-        .chain(SessionState::ALL.iter().map(|state| format!("session.{}", state.as_str())))
+        .chain(
+            SessionState::ALL
+                .iter()
+                .map(|state| format!("session.{}", state.as_str())),
+        )
         .chain(STATUSES.iter().map(|status| format!("command.{status}")))
         .collect()
 }
@@ -313,7 +341,11 @@ fn is_gone(kind: EventKind) -> bool {
 
 /// JSON that is kept as text; what an agent sent is never trusted to be any.
 fn json(text: &str) -> Value {
-    if text.is_empty() { Value::Null } else { serde_json::from_str(text).unwrap_or(Value::Null) }
+    if text.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(text).unwrap_or(Value::Null)
+    }
 }
 
 /// The same, where readers expect an object.
@@ -367,17 +399,26 @@ mod tests {
 
     #[test]
     fn a_command_that_succeeded_after_a_failure_shows_no_error() {
-        let done = record::CommandState::Completed { result: "{\"a\":1}".to_owned(), at: 5 };
+        let done = record::CommandState::Completed {
+            result: "{\"a\":1}".to_owned(),
+            at: 5,
+        };
         let shown = command(&a_command(done, Some("first run failed")));
         assert_eq!((shown.error, shown.completed_at), (None, Some(Time(5))));
         assert_eq!(shown.result["a"], 1);
-        let again = command(&a_command(record::CommandState::Pending { not_before: 0 }, Some("first run failed")));
+        let again = command(&a_command(
+            record::CommandState::Pending { not_before: 0 },
+            Some("first run failed"),
+        ));
         assert_eq!(again.error.as_deref(), Some("first run failed"));
     }
 
     #[test]
     fn json_that_an_agent_broke_is_shown_as_null() {
-        let done = record::CommandState::Completed { result: "{broken".to_owned(), at: 5 };
+        let done = record::CommandState::Completed {
+            result: "{broken".to_owned(),
+            at: 5,
+        };
         assert_eq!(command(&a_command(done, None)).result, Value::Null);
         assert_eq!(object(""), serde_json::json!({}));
     }
@@ -386,7 +427,18 @@ mod tests {
     fn event_ids_are_read_back_and_nothing_else_is() {
         let id = EventId(Revision(12), 3);
         assert_eq!(parse_event_id(&id.to_string()), Some(id));
-        for bad in ["", "1", "1.", ".1", "a.b", "-1.0", "+1.0", "1.0.0", "1.4294967296", "99999999999999999999.0"] {
+        for bad in [
+            "",
+            "1",
+            "1.",
+            ".1",
+            "a.b",
+            "-1.0",
+            "+1.0",
+            "1.0.0",
+            "1.4294967296",
+            "99999999999999999999.0",
+        ] {
             assert_eq!(parse_event_id(bad), None, "{bad:?} was taken");
         }
     }

@@ -33,18 +33,29 @@ pub(crate) struct Reply {
 
 impl Reply {
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).unwrap_or_else(|| panic!("no header {name} in {self:?}")).to_str().unwrap()
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no header {name} in {self:?}"))
+            .to_str()
+            .unwrap()
     }
 
     /// Asserts that it is a problem document of this status and code.
     #[track_caller]
     pub(crate) fn is_problem(&self, status: u16, code: &str) {
-        assert_eq!((self.status.as_u16(), &self.body["code"]), (status, &json!(code)), "{self:#?}");
+        assert_eq!(
+            (self.status.as_u16(), &self.body["code"]),
+            (status, &json!(code)),
+            "{self:#?}"
+        );
         assert_eq!(self.header("content-type"), "application/problem+json");
         assert_eq!(self.body["status"], status);
         assert_eq!(self.body["type"], format!("urn:regent:problem:{code}"));
         assert_eq!(self.body["requestId"], self.header("x-request-id"));
-        assert!(self.body["title"].is_string() && self.body["detail"].is_string(), "{self:#?}");
+        assert!(
+            self.body["title"].is_string() && self.body["detail"].is_string(),
+            "{self:#?}"
+        );
     }
 
     #[track_caller]
@@ -55,7 +66,12 @@ impl Reply {
 
     /// The fields that a problem names.
     pub(crate) fn fields(&self) -> Vec<&str> {
-        self.body["fields"].as_array().into_iter().flatten().filter_map(|field| field["field"].as_str()).collect()
+        self.body["fields"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|field| field["field"].as_str())
+            .collect()
     }
 }
 
@@ -72,13 +88,19 @@ impl TestNode {
         options.bootstrap_token = Some(ADMIN_TOKEN.to_owned());
         change(&mut options);
         let server = Server::start(options).await.unwrap();
-        let node = Self { server, client: Client::new(), _data: data };
+        let node = Self {
+            server,
+            client: Client::new(),
+            _data: data,
+        };
         let ready = async {
             while node.call(Method::GET, "/readyz", "", Value::Null).await.status != StatusCode::OK {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, ready).await.expect("the node does not become ready");
+        tokio::time::timeout(PATIENCE, ready)
+            .await
+            .expect("the node does not become ready");
         node
     }
 
@@ -88,7 +110,11 @@ impl TestNode {
 
     pub(crate) fn request(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
         let request = self.client.request(method, self.url(path)).timeout(PATIENCE);
-        if token.is_empty() { request } else { request.bearer_auth(token) }
+        if token.is_empty() {
+            request
+        } else {
+            request.bearer_auth(token)
+        }
     }
 
     pub(crate) async fn send(&self, request: RequestBuilder) -> Reply {
@@ -96,7 +122,11 @@ impl TestNode {
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap();
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Reply { status, headers, body }
+        Reply {
+            status,
+            headers,
+            body,
+        }
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, token: &str, body: Value) -> Reply {
@@ -140,15 +170,23 @@ impl TestNode {
         let capacity = json!({ "maxSessions": 10, "cpu": "8", "memory": "16Gi" });
         let body = json!({ "agentId": id, "platform": "process", "region": "here", "capacity": capacity });
         self.post("/api/v1/agents/register", body).await.is(201);
-        let token = self.post(&format!("/api/v1/agents/{id}/token"), Value::Null).await.is(201);
-        let url = format!("ws://{}/api/v1/agents/connect?agent_id={id}", self.server.http_addr());
+        let token = self
+            .post(&format!("/api/v1/agents/{id}/token"), Value::Null)
+            .await
+            .is(201);
+        let url = format!(
+            "ws://{}/api/v1/agents/connect?agent_id={id}",
+            self.server.http_addr()
+        );
         let mut request = url.into_client_request().unwrap();
         let key = token.body["token"].as_str().unwrap().parse().unwrap();
         request.headers_mut().insert("x-agent-api-key", key);
         let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
-        let heartbeat = json!({ "type": "heartbeat", "payload": { "status": "online", "activeSessions": 0 } });
+        let heartbeat =
+            json!({ "type": "heartbeat", "payload": { "status": "online", "activeSessions": 0 } });
         socket.send(Message::text(heartbeat.to_string())).await.unwrap();
-        let task = tokio::spawn(async move { while socket.next().await.is_some_and(|frame| frame.is_ok()) {} });
+        let task =
+            tokio::spawn(async move { while socket.next().await.is_some_and(|frame| frame.is_ok()) {} });
         let path = format!("/api/v1/agents/{id}");
         self.wait(&path, |agent| agent["status"] == "online").await;
         TestAgent { task }
