@@ -105,6 +105,7 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
     tasks.spawn(propose::run(shared.clone(), proposal_ends));
     tasks.spawn(read::run(shared.clone(), read_end));
     tasks.spawn(watching::watch_quorum(shared.clone()));
+    tasks.spawn(watching::end_on_failure(shared.clone()));
     tasks.spawn(watching::watch_store(shared.clone(), log.failed()));
     for id in shared.members.keys().copied().filter(|id| *id != shared.node) {
         tasks.spawn(watching::exchange_reports(shared.clone(), id));

@@ -145,6 +145,23 @@ pub(crate) async fn watch_store(
     }
 }
 
+/// Stops openraft and the peer port of a node that has failed. openraft may not have noticed (the log
+/// fails on a write that it does not wait for): as a leader it would send heartbeats, commit nothing, and
+/// keep the others from electing another.
+pub(crate) async fn end_on_failure(shared: Arc<Shared>) {
+    /// openraft ends at once, unless it hangs in the store; then the process must end anyway.
+    const STOP_WITHIN: Duration = Duration::from_secs(2);
+    let mut halt = shared.halt.subscribe();
+    tokio::select! {
+        _ = halt.wait_for(|halt| matches!(halt, Some(Halt::Failed(_)))) => {}
+        () = shared.stop.cancelled() => return,
+    }
+    if let Some(raft) = shared.raft.get() {
+        let _ = tokio::time::timeout(STOP_WITHIN, raft.shutdown()).await;
+    }
+    shared.stop.cancel();
+}
+
 /// Exchanges reports with one peer, and ends this node when that peer says that it can never be a member.
 pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
     let Some(peer) = shared.peers.get(id).cloned() else {
