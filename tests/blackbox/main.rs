@@ -3,3 +3,6 @@
 
 mod harness;
 mod smoke;
+mod streamspace;
+mod v2_agent;
+mod wire;
