@@ -6,9 +6,9 @@
 
 use regent_types::SessionName;
 
+use crate::keepalive::Handle as Leases;
 use crate::leader::{Answer, Ask};
 use crate::service::ServiceError;
-use crate::keepalive::Handle as Leases;
 
 /// Asks the leader, wherever it is.
 #[derive(Clone)]
@@ -25,7 +25,7 @@ impl Handle {
     pub(crate) async fn touch(&self, session: SessionName) -> Result<(), ServiceError> {
         match self.leases.ask(Ask::Touch(vec![session])).await? {
             Answer::Done => Ok(()),
-            other => Err(other.unexpected()),
+            other @ Answer::Times(_) => Err(other.unexpected()),
         }
     }
 

@@ -42,14 +42,18 @@ async fn initialise(service: &Service) {
     let mut password_hash = None;
     while service.node().view().state.cluster_id().is_none() {
         tokio::time::sleep(PAUSE).await;
-        let Some(cluster_id) = service.node().cluster_id() else { continue };
+        let Some(cluster_id) = service.node().cluster_id() else {
+            continue;
+        };
         if service.node().leadership().borrow().leader.is_none() {
             continue;
         }
         if options.bootstrap_token.is_none() && options.admin_password.is_none() {
             if reminded.elapsed() >= REMIND_EVERY {
                 reminded = Instant::now();
-                tracing::warn!("the cluster has no administrator yet: start one of its nodes with --bootstrap-token-file");
+                tracing::warn!(
+                    "the cluster has no administrator yet: start one of its nodes with --bootstrap-token-file"
+                );
             }
             continue;
         }
@@ -57,12 +61,18 @@ async fn initialise(service: &Service) {
             match passwords::hash(password.clone()).await {
                 Ok(hash) => password_hash = Some(hash),
                 Err(failure) => {
-                    tracing::warn!(?failure, "the first password could not be hashed; it is tried again");
+                    tracing::warn!(
+                        ?failure,
+                        "the first password could not be hashed; it is tried again"
+                    );
                     continue;
                 }
             }
         }
-        let token = options.bootstrap_token.as_deref().map(|token| (ids::token_id(), ids::secret_hash(token.trim())));
+        let token = options
+            .bootstrap_token
+            .as_deref()
+            .map(|token| (ids::token_id(), ids::secret_hash(token.trim())));
         let operation = Operation::InitCluster(InitCluster {
             cluster_id,
             feature_level: FEATURE_LEVEL,
@@ -70,8 +80,17 @@ async fn initialise(service: &Service) {
             password_hash: password_hash.clone(),
             token,
         });
-        let request = Request { caller: Caller::Node(service.id()), idempotency: None, operation };
-        match service.node().propose(&request, Instant::now() + TRY_WITHIN).await.map(|done| done.applied) {
+        let request = Request {
+            caller: Caller::Node(service.id()),
+            idempotency: None,
+            operation,
+        };
+        match service
+            .node()
+            .propose(&request, Instant::now() + TRY_WITHIN)
+            .await
+            .map(|done| done.applied)
+        {
             Ok(Ok(_)) => tracing::info!("the cluster is initialised"),
             // Another node was first; its entry is on its way here.
             Ok(Err(Rejection::Identity(why))) => tracing::debug!(why, "initialised by another node"),

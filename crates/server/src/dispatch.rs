@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use regent_state::{EventRecord, State};
 use regent_state::record::Subject;
+use regent_state::{EventRecord, State};
 use regent_types::AgentId;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,9 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
 
 /// The agents that something new is about; `None` for all.
 fn concerned(cursor: &mut Cursor, state: &State) -> Option<BTreeSet<AgentId>> {
-    let News::Events(events) = cursor.advance(state) else { return None };
+    let News::Events(events) = cursor.advance(state) else {
+        return None;
+    };
     let mut agents = BTreeSet::new();
     for event in events {
         match &event.record {

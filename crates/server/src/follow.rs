@@ -39,7 +39,13 @@ impl Cursor {
         let news = if missed {
             News::Missed
         } else {
-            News::Events(state.events().range(self.next..).map(|(_, event)| event.clone()).collect())
+            News::Events(
+                state
+                    .events()
+                    .range(self.next..)
+                    .map(|(_, event)| event.clone())
+                    .collect(),
+            )
         };
         self.next = end;
         news

@@ -74,7 +74,11 @@ impl Handle {
     /// Starts the gathering task; it ends with `stop`.
     pub(crate) fn spawn(leader: Arc<Leader>, stop: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let shared = Arc::new(Shared { leader, start: Instant::now(), confirmed: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            leader,
+            start: Instant::now(),
+            confirmed: AtomicU64::new(0),
+        });
         tokio::spawn(gather(shared.clone(), waiting, stop));
         Self { queue, shared }
     }
@@ -83,7 +87,9 @@ impl Handle {
     pub(crate) async fn renew(&self, name: LeaseName, token: Token) -> Result<u64, KeepaliveError> {
         let (answer, answered) = oneshot::channel();
         let full = |_| KeepaliveError::Unavailable(ServiceError::Read(ReadError::Busy));
-        self.queue.try_send(Renewal { name, token, answer }).map_err(full)?;
+        self.queue
+            .try_send(Renewal { name, token, answer })
+            .map_err(full)?;
         answered.await.unwrap_or_else(|_| Err(stopped().into()))
     }
 
@@ -106,13 +112,21 @@ impl Handle {
     /// Runs a round that renews nothing, to learn whether this node still reaches the leader and the
     /// leader its quorum.
     pub(crate) async fn confirm(&self, patience: Duration) -> Result<(), ServiceError> {
-        self.shared.round(Vec::new(), Instant::now() + patience).await.map(|_| ())
+        self.shared
+            .round(Vec::new(), Instant::now() + patience)
+            .await
+            .map(|_| ())
     }
 
     /// How long ago the newest round began that was confirmed; `None` when there was none.
     pub(crate) fn since_confirmed(&self) -> Option<Duration> {
         let at = self.shared.confirmed.load(Ordering::Acquire).checked_sub(1)?;
-        Some(self.shared.start.elapsed().saturating_sub(Duration::from_millis(at)))
+        Some(
+            self.shared
+                .start
+                .elapsed()
+                .saturating_sub(Duration::from_millis(at)),
+        )
     }
 
     /// Asks the leader, wherever it is; tries again while there is none.
@@ -132,7 +146,9 @@ async fn gather(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Renewal>, stop:
         if slots.available_permits() < MAX_IN_FLIGHT {
             tokio::time::sleep(TICK).await;
         }
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let mut batch = vec![first];
         while batch.len() < MAX_BATCH
             && let Ok(more) = waiting.try_recv()
@@ -150,7 +166,10 @@ async fn gather(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Renewal>, stop:
 impl Shared {
     async fn renew(&self, batch: Vec<Renewal>) {
         metrics::counter!("regent_keepalives_total").increment(batch.len() as u64);
-        let leases = batch.iter().map(|renewal| (renewal.name.clone(), renewal.token)).collect();
+        let leases = batch
+            .iter()
+            .map(|renewal| (renewal.name.clone(), renewal.token))
+            .collect();
         let answer = self.round(leases, Instant::now() + RENEW_DEADLINE).await;
         match answer {
             Ok(ttls) if ttls.len() == batch.len() => {
@@ -180,12 +199,14 @@ impl Shared {
                 self.confirmed.fetch_max(began, Ordering::AcqRel);
                 Ok(ttls)
             }
-            other => Err(other.unexpected()),
+            other @ Answer::Done => Err(other.unexpected()),
         }
     }
 
     async fn ask(&self, ask: &Ask, deadline: Instant) -> Result<Answer, ServiceError> {
-        let Some(node) = self.leader.node() else { return Err(stopped()) };
+        let Some(node) = self.leader.node() else {
+            return Err(stopped());
+        };
         let mut last = ServiceError::Read(ReadError::Timeout);
         while Instant::now() < deadline {
             match self.ask_once(node, ask, deadline).await {
@@ -201,9 +222,16 @@ impl Shared {
     async fn ask_once(&self, node: &Node, ask: &Ask, deadline: Instant) -> Result<Answer, ServiceError> {
         let leader = node.leadership().borrow().leader;
         match leader {
-            Some(leader) if leader == node.id() => self.leader.answer(ask.clone(), deadline).await.map_err(Into::into),
+            Some(leader) if leader == node.id() => self
+                .leader
+                .answer(ask.clone(), deadline)
+                .await
+                .map_err(Into::into),
             Some(leader) => {
-                let body = node.call(leader, ask.encode(), deadline).await.map_err(|error| no_answer(node, &error))?;
+                let body = node
+                    .call(leader, ask.encode(), deadline)
+                    .await
+                    .map_err(|error| no_answer(node, &error))?;
                 Ok(Answer::decode(&body).unwrap_or(Answer::Done))
             }
             None => Err(no_leader(node)),
@@ -222,7 +250,11 @@ fn no_answer(node: &Node, error: &CallError) -> ServiceError {
 
 fn no_leader(node: &Node) -> ServiceError {
     let members = node.status().members;
-    let reachable = members.iter().filter(|member| member.reachable).map(|member| member.id).collect();
+    let reachable = members
+        .iter()
+        .filter(|member| member.reachable)
+        .map(|member| member.id)
+        .collect();
     ServiceError::Read(ReadError::NoLeader { reachable })
 }
 

@@ -98,7 +98,10 @@ impl Idleness {
 impl Leader {
     /// Once, when the node is started.
     pub(crate) fn attach(&self, node: Node) {
-        assert!(self.node.set(node).is_ok(), "a leader is attached to its node once");
+        assert!(
+            self.node.set(node).is_ok(),
+            "a leader is attached to its node once"
+        );
     }
 
     /// The node, once it is started.
@@ -108,7 +111,10 @@ impl Leader {
 
     /// Answers, if this node leads.
     pub(crate) async fn answer(&self, ask: Ask, deadline: Instant) -> Result<Answer, ReadError> {
-        let node = self.node.get().ok_or_else(|| ReadError::Stopped("the node is starting".to_owned()))?;
+        let node = self
+            .node
+            .get()
+            .ok_or_else(|| ReadError::Stopped("the node is starting".to_owned()))?;
         if let Ask::Renew(leases) = ask {
             let (leadership, view) = node.confirm(deadline).await?;
             return self.renew(leadership, &view, &leases);
@@ -126,9 +132,12 @@ impl Leader {
                 let now = boot_ms();
                 Answer::Times(names.iter().map(|name| desk.clock.remaining(name, now)).collect())
             }
-            Ask::LastHeard(agents) => {
-                Answer::Times(agents.iter().map(|agent| desk.heard.get(agent).copied()).collect())
-            }
+            Ask::LastHeard(agents) => Answer::Times(
+                agents
+                    .iter()
+                    .map(|agent| desk.heard.get(agent).copied())
+                    .collect(),
+            ),
             Ask::Touch(sessions) => {
                 for session in sessions {
                     if view.state.session(&session).is_some() {
@@ -136,20 +145,27 @@ impl Leader {
                     }
                 }
                 if desk.activity.len() > view.state.sessions().len() + SLACK {
-                    desk.activity.retain(|session, _| view.state.session(session).is_some());
+                    desk.activity
+                        .retain(|session, _| view.state.session(session).is_some());
                 }
                 Answer::Done
             }
-            Ask::LastActivity(sessions) => {
-                Answer::Times(sessions.iter().map(|session| desk.activity.get(session).copied()).collect())
-            }
+            Ask::LastActivity(sessions) => Answer::Times(
+                sessions
+                    .iter()
+                    .map(|session| desk.activity.get(session).copied())
+                    .collect(),
+            ),
         })
     }
 
     /// What is known of idleness; `None` when this leadership is not (or no longer) ours.
     pub(crate) fn idleness(&self, leadership: Leadership, view: &View) -> Option<Idleness> {
         let desk = self.desk(leadership, view).ok()?;
-        desk.as_ref().map(|desk| Idleness { since: desk.since, activity: desk.activity.clone() })
+        desk.as_ref().map(|desk| Idleness {
+            since: desk.since,
+            activity: desk.activity.clone(),
+        })
     }
 
     fn renew(
@@ -193,7 +209,11 @@ impl Leader {
             Some(desk) if desk.clock.leadership() == leadership => desk.follow(&view.state, now),
             Some(desk) if desk.clock.leadership() > leadership => return Err(not_leading()),
             Some(_) | None => {
-                tracing::info!(term = leadership.term, leases = view.state.leases().len(), "the lease clock begins");
+                tracing::info!(
+                    term = leadership.term,
+                    leases = view.state.leases().len(),
+                    "the lease clock begins"
+                );
                 *guard = Some(Desk::new(leadership, &view.state, now));
             }
         }
@@ -203,7 +223,10 @@ impl Leader {
 
 impl Desk {
     fn new(leadership: Leadership, state: &State, now: u64) -> Self {
-        let held = state.leases().values().map(|lease| (lease.name.clone(), lease.token, lease.ttl_ms));
+        let held = state
+            .leases()
+            .values()
+            .map(|lease| (lease.name.clone(), lease.token, lease.ttl_ms));
         Self {
             clock: LeaseClock::new(leadership, held, now),
             cursor: Cursor::at_end_of(state),
@@ -219,9 +242,12 @@ impl Desk {
             News::Missed => self.agree(state, now),
             News::Events(events) => {
                 for event in events {
-                    let EventRecord::Lease(lease) = &event.record else { continue };
+                    let EventRecord::Lease(lease) = &event.record else {
+                        continue;
+                    };
                     if event.kind == EventKind::LeaseGranted {
-                        self.clock.granted(lease.name.clone(), lease.token, lease.ttl_ms, now);
+                        self.clock
+                            .granted(lease.name.clone(), lease.token, lease.ttl_ms, now);
                         // An agent that has just connected was heard.
                         if let Some(agent) = lease.name.agent() {
                             self.heard.insert(agent, wall_now().0);
@@ -235,7 +261,11 @@ impl Desk {
     }
 
     fn agree(&mut self, state: &State, now: u64) {
-        let held = state.leases().values().map(|lease| (lease.name.clone(), (lease.token, lease.ttl_ms))).collect();
+        let held = state
+            .leases()
+            .values()
+            .map(|lease| (lease.name.clone(), (lease.token, lease.ttl_ms)))
+            .collect();
         self.clock.agree(&held, now);
     }
 }
@@ -272,14 +302,19 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
 impl Leader {
     /// What is due now, and how long until something is.
     fn look(&self, mine: Leadership, view: &View, compare: bool) -> (Vec<(LeaseName, Token)>, Duration) {
-        let Ok(mut desk) = self.desk(mine, view) else { return (Vec::new(), CHECK_EVERY) };
+        let Ok(mut desk) = self.desk(mine, view) else {
+            return (Vec::new(), CHECK_EVERY);
+        };
         let desk = desk.as_mut().expect("a desk was just made");
         let now = boot_ms();
         if compare {
             desk.agree(&view.state, now);
         }
         let due = desk.clock.due(now, MAX_EXPIRE);
-        let next = desk.clock.next_due().map_or(CHECK_EVERY, |at| Duration::from_millis(at.saturating_sub(now)));
+        let next = desk
+            .clock
+            .next_due()
+            .map_or(CHECK_EVERY, |at| Duration::from_millis(at.saturating_sub(now)));
         (due, next)
     }
 }
@@ -287,22 +322,42 @@ impl Leader {
 /// Proposes what was decided under `mine`. Apply refuses it under any other leadership, so it does not
 /// matter where it is taken should the leadership end in between.
 async fn expire(node: Node, mine: Leadership, leases: Vec<(LeaseName, Token)>) {
-    let names: Vec<String> = leases.iter().map(|(name, token)| format!("{name}@{token}")).collect();
-    let operation = Operation::ExpireLeases { leadership: mine, leases };
-    let request = Request { caller: Caller::Node(mine.node), idempotency: None, operation };
-    match node.propose(&request, Instant::now() + EXPIRE_DEADLINE).await.map(|done| done.applied) {
+    let names: Vec<String> = leases
+        .iter()
+        .map(|(name, token)| format!("{name}@{token}"))
+        .collect();
+    let operation = Operation::ExpireLeases {
+        leadership: mine,
+        leases,
+    };
+    let request = Request {
+        caller: Caller::Node(mine.node),
+        idempotency: None,
+        operation,
+    };
+    match node
+        .propose(&request, Instant::now() + EXPIRE_DEADLINE)
+        .await
+        .map(|done| done.applied)
+    {
         Ok(Ok(_)) => {
             metrics::counter!("regent_leases_expired_total").increment(names.len() as u64);
             tracing::info!(leases = ?names, "leases expired");
         }
-        Ok(Err(Rejection::WrongLeadership)) => tracing::info!("an expiry was decided under a leadership that has ended"),
+        Ok(Err(Rejection::WrongLeadership)) => {
+            tracing::info!("an expiry was decided under a leadership that has ended");
+        }
         Ok(Err(rejection)) => tracing::error!(%rejection, leases = ?names, "an expiry was rejected"),
-        Err(error) => tracing::debug!(%error, leases = ?names, "an expiry was not written; it is tried again"),
+        Err(error) => {
+            tracing::debug!(%error, leases = ?names, "an expiry was not written; it is tried again");
+        }
     }
 }
 
 fn not_leading() -> ReadError {
-    ReadError::NoLeader { reachable: Vec::new() }
+    ReadError::NoLeader {
+        reachable: Vec::new(),
+    }
 }
 
 /// Milliseconds by a clock that runs during suspend.

@@ -42,7 +42,11 @@ impl LeaseClock {
         held: impl IntoIterator<Item = (LeaseName, Token, u64)>,
         now: u64,
     ) -> Self {
-        let mut clock = Self { leadership, entries: BTreeMap::new(), deadlines: BTreeSet::new() };
+        let mut clock = Self {
+            leadership,
+            entries: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+        };
         for (name, token, ttl_ms) in held {
             clock.granted(name, token, ttl_ms, now);
         }
@@ -59,7 +63,13 @@ impl LeaseClock {
         if self.entries.get(&name).is_some_and(|entry| entry.token >= token) {
             return;
         }
-        let entry = Entry { token, ttl_ms, renewed_at: now, deadline: due_at(now, ttl_ms), expiring: false };
+        let entry = Entry {
+            token,
+            ttl_ms,
+            renewed_at: now,
+            deadline: due_at(now, ttl_ms),
+            expiring: false,
+        };
         self.put(name, entry);
     }
 
@@ -72,7 +82,12 @@ impl LeaseClock {
 
     /// Makes the clock agree with all leases that are held: the repair for whatever was missed.
     pub(crate) fn agree(&mut self, held: &BTreeMap<LeaseName, (Token, u64)>, now: u64) {
-        let gone: Vec<LeaseName> = self.entries.keys().filter(|name| !held.contains_key(*name)).cloned().collect();
+        let gone: Vec<LeaseName> = self
+            .entries
+            .keys()
+            .filter(|name| !held.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone {
             self.remove(&name);
         }
@@ -83,7 +98,10 @@ impl LeaseClock {
 
     /// Renews; gives the TTL, or `None` when the lease is not held under this token or is being expired.
     pub(crate) fn renew(&mut self, name: &LeaseName, token: Token, now: u64) -> Option<u64> {
-        let entry = self.entries.get(name).filter(|entry| entry.token == token && !entry.expiring)?;
+        let entry = self
+            .entries
+            .get(name)
+            .filter(|entry| entry.token == token && !entry.expiring)?;
         // A due lease is as good as expired even if nobody looked yet.
         if entry.deadline <= now {
             return None;
@@ -99,8 +117,13 @@ impl LeaseClock {
     /// Takes up to `most` leases that are due, to be expired. They take no renewals from now on, and are
     /// due again after [`RETRY_MS`] unless they are gone by then.
     pub(crate) fn due(&mut self, now: u64, most: usize) -> Vec<(LeaseName, Token)> {
-        let names: Vec<LeaseName> =
-            self.deadlines.iter().take_while(|(at, _)| *at <= now).take(most).map(|(_, name)| name.clone()).collect();
+        let names: Vec<LeaseName> = self
+            .deadlines
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .take(most)
+            .map(|(_, name)| name.clone())
+            .collect();
         let mut due = Vec::with_capacity(names.len());
         for name in names {
             let mut entry = self.entries.get(&name).expect("a deadline has its entry").clone();
@@ -120,7 +143,11 @@ impl LeaseClock {
     /// Milliseconds that the holder has left, by what was recorded here; the margins are not in it.
     pub(crate) fn remaining(&self, name: &LeaseName, now: u64) -> Option<u64> {
         let entry = self.entries.get(name)?;
-        Some(if entry.expiring { 0 } else { (entry.renewed_at + entry.ttl_ms).saturating_sub(now) })
+        Some(if entry.expiring {
+            0
+        } else {
+            (entry.renewed_at + entry.ttl_ms).saturating_sub(now)
+        })
     }
 
     fn put(&mut self, name: LeaseName, entry: Entry) {
@@ -146,7 +173,10 @@ fn due_at(now: u64, ttl_ms: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const LEADERSHIP: Leadership = Leadership { term: 3, node: regent_types::NodeId(1) };
+    const LEADERSHIP: Leadership = Leadership {
+        term: 3,
+        node: regent_types::NodeId(1),
+    };
 
     fn name(text: &str) -> LeaseName {
         LeaseName::new(text).unwrap()

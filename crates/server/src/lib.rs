@@ -18,6 +18,7 @@ mod ids;
 mod keepalive;
 mod leader;
 mod lease_clock;
+mod listener;
 mod options;
 mod peer;
 mod reconcile;

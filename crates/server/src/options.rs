@@ -90,8 +90,14 @@ impl Options {
         if self.stale_after > Duration::from_millis(regent_types::lease::MAX_TTL_MS) {
             return Err("the stale time must be at most an hour".to_owned());
         }
-        if self.bootstrap_token.as_ref().is_some_and(|token| token.trim().len() < MIN_TOKEN_CHARS) {
-            return Err(format!("the bootstrap token must have at least {MIN_TOKEN_CHARS} characters"));
+        if self
+            .bootstrap_token
+            .as_ref()
+            .is_some_and(|token| token.trim().len() < MIN_TOKEN_CHARS)
+        {
+            return Err(format!(
+                "the bootstrap token must have at least {MIN_TOKEN_CHARS} characters"
+            ));
         }
         Ok(())
     }

@@ -50,7 +50,10 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     if version != VERSION {
         return None;
     }
-    bincode::DefaultOptions::new().with_limit(body.len() as u64).deserialize(body).ok()
+    bincode::DefaultOptions::new()
+        .with_limit(body.len() as u64)
+        .deserialize(body)
+        .ok()
 }
 
 /// Answers other nodes.
@@ -67,9 +70,12 @@ impl Service {
 impl PeerService for Service {
     fn call(&self, from: NodeId, body: Bytes) -> BoxFuture<'_, Result<Bytes, String>> {
         async move {
-            let ask: Ask = decode(&body).ok_or_else(|| format!("node {from} asks in a form that is not known here"))?;
+            let ask: Ask =
+                decode(&body).ok_or_else(|| format!("node {from} asks in a form that is not known here"))?;
             let answer = self.leader.answer(ask, Instant::now() + ANSWER_WITHIN).await;
-            answer.map(|answer| encode(&answer)).map_err(|error| error.to_string())
+            answer
+                .map(|answer| encode(&answer))
+                .map_err(|error| error.to_string())
         }
         .boxed()
     }

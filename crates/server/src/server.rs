@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
-use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, peer, reconcile};
+use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile};
 
 /// How long agents may take to be let go, their disconnects written.
 const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
@@ -72,11 +72,17 @@ impl Server {
             options.advertise_peer = peer_addr.to_string();
         }
         if options.members.is_empty() {
-            options.members.insert(options.node, options.advertise_peer.clone());
+            options
+                .members
+                .insert(options.node, options.advertise_peer.clone());
         }
 
         let leader = Arc::new(Leader::default());
-        let storage = if options.in_memory { Storage::Memory(regent_raft::MemoryDisk::default()) } else { Storage::Disk };
+        let storage = if options.in_memory {
+            Storage::Memory(regent_raft::MemoryDisk::default())
+        } else {
+            Storage::Disk
+        };
         let raft = regent_raft::Options {
             node: options.node,
             data: options.data.clone(),
@@ -107,11 +113,21 @@ impl Server {
         tasks.close();
 
         let router = http::router(service.clone());
-        let listener = tokio::net::TcpListener::from_std(http_listener)
-            .map_err(|source| Error::Listen { address: http_addr, source })?;
-        let http = tokio::spawn(serve(listener, router, http_stop.clone()));
+        let listener = tokio::net::TcpListener::from_std(http_listener).map_err(|source| Error::Listen {
+            address: http_addr,
+            source,
+        })?;
+        let http = tokio::spawn(listener::serve(listener, router, http_stop.clone()));
         tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
-        Ok(Self { service, http_addr, peer_addr, http_stop, http, stop, tasks })
+        Ok(Self {
+            service,
+            http_addr,
+            peer_addr,
+            http_stop,
+            http,
+            stop,
+            tasks,
+        })
     }
 
     /// Where REST and the agent gateway listen.
@@ -134,9 +150,14 @@ impl Server {
     pub async fn shutdown(self) {
         tracing::info!(node = %self.service.id(), "node stopping");
         self.service.start_draining();
-        self.service.registry().let_go("this node is stopping; connect to another");
+        self.service
+            .registry()
+            .let_go("this node is stopping; connect to another");
         let mut count = self.service.registry().count();
-        if tokio::time::timeout(LET_GO_WITHIN, count.wait_for(|count| *count == 0)).await.is_err() {
+        if tokio::time::timeout(LET_GO_WITHIN, count.wait_for(|count| *count == 0))
+            .await
+            .is_err()
+        {
             tracing::warn!("some agents were not let go in time");
         }
         // Ends long answers (event streams) too.
@@ -146,20 +167,15 @@ impl Server {
             tracing::warn!("some requests were not finished in time");
             abort.abort();
         }
-        if tokio::time::timeout(NODE_WITHIN, self.service.node().shutdown()).await.is_err() {
+        if tokio::time::timeout(NODE_WITHIN, self.service.node().shutdown())
+            .await
+            .is_err()
+        {
             tracing::warn!("the store was not closed in time");
         }
         self.stop.cancel();
         self.tasks.wait().await;
         tracing::info!(node = %self.service.id(), "node stopped");
-    }
-}
-
-async fn serve(listener: tokio::net::TcpListener, router: axum::Router, stop: CancellationToken) {
-    let app = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "HTTP is not served any more");
     }
 }
 
@@ -177,5 +193,8 @@ fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Err
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, Error> {
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-    listener.local_addr().map_err(|source| Error::Listen { address: unknown, source })
+    listener.local_addr().map_err(|source| Error::Listen {
+        address: unknown,
+        source,
+    })
 }

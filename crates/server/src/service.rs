@@ -64,7 +64,9 @@ impl Service {
             stop,
             draining: AtomicBool::new(false),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The replicated state.
@@ -109,12 +111,21 @@ impl Service {
 
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
-        Ok(self.inner.node.propose(&request, Instant::now() + REQUEST_DEADLINE).await?)
+        Ok(self
+            .inner
+            .node
+            .propose(&request, Instant::now() + REQUEST_DEADLINE)
+            .await?)
     }
 
     /// Writes on the cluster's own behalf (gateway, reconcilers).
     pub(crate) async fn propose_own(&self, operation: Operation) -> Result<Proposed, ServiceError> {
-        self.propose(Request { caller: Caller::Node(self.id()), idempotency: None, operation }).await
+        self.propose(Request {
+            caller: Caller::Node(self.id()),
+            idempotency: None,
+            operation,
+        })
+        .await
     }
 
     /// A linearizable view: everything that was acknowledged before the call is in it.

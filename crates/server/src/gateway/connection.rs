@@ -21,7 +21,9 @@ use regent_state::{Operation, Rejection, State};
 use regent_types::frame::{
     AgentFrame, CLOSE_SUPERSEDED, Empty, FrameError, Hello, Incoming, PROTOCOL, Reason, ServerFrame, Welcome,
 };
-use regent_types::{AgentId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, Time, Token, TokenId};
+use regent_types::{
+    AgentId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, Time, Token, TokenId,
+};
 
 use super::lanes::Lanes;
 
@@ -63,13 +65,22 @@ pub(super) enum Effect {
     /// Propose it; answer with [`Connection::reported`].
     Report { subject: String, operation: Operation },
     /// Propose `CommandSent`; answer with [`Connection::handed`].
-    Hand { id: CommandId, run: u32, attempt: u32, epoch: Epoch },
+    Hand {
+        id: CommandId,
+        run: u32,
+        attempt: u32,
+        epoch: Epoch,
+    },
     /// Take a lease on the agent's behalf; answer with [`Connection::granted`].
     Acquire { name: LeaseName, ttl_ms: u64 },
     /// Give a lease back on the agent's behalf.
     Release { name: LeaseName, token: Token },
     /// Renew a lease; answer with [`Connection::renewed`].
-    Renew { name: LeaseName, token: Token, seq: Option<u64> },
+    Renew {
+        name: LeaseName,
+        token: Token,
+        seq: Option<u64>,
+    },
     /// Send a text frame.
     Send(String),
     /// Send a WebSocket ping.
@@ -107,7 +118,11 @@ enum Phase {
     /// `AgentConnected` is under way; `first` is a frame that came before it.
     Joining { protocol: u32, first: Option<String> },
     /// It counts.
-    Joined { protocol: u32, epoch: Epoch, token: Option<Token> },
+    Joined {
+        protocol: u32,
+        epoch: Epoch,
+        token: Option<Token>,
+    },
     /// Nothing follows.
     Closed,
 }
@@ -147,7 +162,9 @@ impl Connection {
         let ping_at = now + identity.heartbeat_ms;
         Self {
             identity,
-            phase: Phase::Silent { until: now + HELLO_WITHIN_MS },
+            phase: Phase::Silent {
+                until: now + HELLO_WITHIN_MS,
+            },
             leaving: None,
             lanes: Lanes::default(),
             handing: BTreeMap::new(),
@@ -181,7 +198,10 @@ impl Connection {
             Phase::Joining { .. } | Phase::Closed => None,
             Phase::Joined { .. } => {
                 let stale = self.heard_at + self.stale_ms();
-                [Some(stale), Some(self.ping_at), self.hand_again_at].into_iter().flatten().min()
+                [Some(stale), Some(self.ping_at), self.hand_again_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }
@@ -221,7 +241,14 @@ impl Connection {
                 tracing::info!(agent = %self.identity.agent, "an agent taken for StreamSpace's said hello");
                 self.join(hello);
             }
-            (&Phase::Joined { protocol, epoch, token }, frame) => {
+            (
+                &Phase::Joined {
+                    protocol,
+                    epoch,
+                    token,
+                },
+                frame,
+            ) => {
                 if protocol == V2 {
                     self.renew_own(token, now);
                 }
@@ -245,7 +272,10 @@ impl Connection {
         tracing::debug!(agent = %self.identity.agent, %error, "a malformed frame was ignored");
         self.malformed += 1;
         if self.malformed >= MAX_MALFORMED {
-            self.close(CLOSE_POLICY, format!("{MAX_MALFORMED} frames in a row could not be read: {error}"));
+            self.close(
+                CLOSE_POLICY,
+                format!("{MAX_MALFORMED} frames in a row could not be read: {error}"),
+            );
         }
     }
 
@@ -256,7 +286,10 @@ impl Connection {
         {
             self.identity.replica = replica;
         }
-        self.phase = Phase::Joining { protocol: PROTOCOL, first: None };
+        self.phase = Phase::Joining {
+            protocol: PROTOCOL,
+            first: None,
+        };
         self.effects.push(Effect::Join(Join {
             replica: self.identity.replica.clone(),
             protocol: PROTOCOL,
@@ -279,11 +312,17 @@ impl Connection {
 
     /// `AgentConnected` was applied, or not. `wall` is for the frame's timestamp.
     pub(super) fn joined(&mut self, result: Joined, now: u64, wall: Time, state: &State) {
-        let Phase::Joining { protocol, first } = &mut self.phase else { return };
+        let Phase::Joining { protocol, first } = &mut self.phase else {
+            return;
+        };
         let (protocol, first) = (*protocol, first.take());
         match result {
             Joined::Yes { epoch, token } => {
-                self.phase = Phase::Joined { protocol, epoch, token };
+                self.phase = Phase::Joined {
+                    protocol,
+                    epoch,
+                    token,
+                };
                 self.leaving = Some(epoch);
                 self.heard_at = now;
                 self.ping_at = now + self.identity.heartbeat_ms;
@@ -324,7 +363,9 @@ impl Connection {
 
     /// The applied state is (perhaps) a newer one. `cluster_now` is the time that it counts by.
     pub(super) fn on_state(&mut self, state: &State, now: u64, cluster_now: u64, wall: Time) {
-        let Phase::Joined { protocol, epoch, .. } = self.phase else { return };
+        let Phase::Joined { protocol, epoch, .. } = self.phase else {
+            return;
+        };
         if state.revision().0 < epoch.0 {
             return; // not yet as far as this connection itself
         }
@@ -341,7 +382,11 @@ impl Connection {
                 return self.superseded(protocol, reason, wall);
             }
             Some(_) | None => {
-                let reason = if agent.offline_reason.is_empty() { "the connection was given up" } else { &agent.offline_reason };
+                let reason = if agent.offline_reason.is_empty() {
+                    "the connection was given up"
+                } else {
+                    &agent.offline_reason
+                };
                 return self.close_lost(CLOSE_TRY_LATER, reason.to_owned());
             }
         }
@@ -368,12 +413,18 @@ impl Connection {
                 epoch,
             });
         }
-        let due = state.next_wakeup(&self.identity.agent).filter(|at| *at > cluster_now);
+        let due = state
+            .next_wakeup(&self.identity.agent)
+            .filter(|at| *at > cluster_now);
         let rested = self.handing.values().filter_map(|handing| match handing {
             Handing::RestingUntil(at) => Some(*at),
             Handing::UnderWay | Handing::DecidedAt(_) => None,
         });
-        self.hand_again_at = due.map(|at| now + (at - cluster_now) + 1).into_iter().chain(rested).min();
+        self.hand_again_at = due
+            .map(|at| now + (at - cluster_now) + 1)
+            .into_iter()
+            .chain(rested)
+            .min();
     }
 
     /// Time passed.
@@ -405,7 +456,12 @@ impl Connection {
     /// This node goes away, or is cut off.
     pub(super) fn let_go(&mut self, reason: &str, wall: Time) {
         if let Phase::Joined { protocol: V2, .. } = self.phase {
-            self.send(&ServerFrame::Shutdown(Reason { reason: reason.to_owned() }), wall);
+            self.send(
+                &ServerFrame::Shutdown(Reason {
+                    reason: reason.to_owned(),
+                }),
+                wall,
+            );
         }
         self.close(CLOSE_GOING_AWAY, reason.to_owned());
     }
@@ -419,7 +475,12 @@ impl Connection {
         metrics::counter!("regent_agent_connections_superseded_total").increment(1);
         tracing::info!(agent = %self.identity.agent, reason, "connection superseded");
         if protocol != V2 {
-            self.send(&ServerFrame::Superseded(Reason { reason: reason.clone() }), wall);
+            self.send(
+                &ServerFrame::Superseded(Reason {
+                    reason: reason.clone(),
+                }),
+                wall,
+            );
         }
         self.close_lost(CLOSE_SUPERSEDED, reason);
     }
@@ -439,7 +500,8 @@ impl Connection {
 
     fn send(&mut self, frame: &ServerFrame, wall: Time) {
         let v2 = matches!(self.phase, Phase::Joined { protocol: V2, .. });
-        self.effects.push(Effect::Send(frame.to_text((!v2).then_some(wall))));
+        self.effects
+            .push(Effect::Send(frame.to_text((!v2).then_some(wall))));
     }
 
     fn stale_ms(&self) -> u64 {

@@ -37,14 +37,20 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
         while *count.borrow() > 0 {
             if silence(&service, began) > patience {
                 metrics::counter!("regent_agents_let_go_total").increment(1);
-                tracing::warn!(agents = *count.borrow(), ?patience, "cut off from the quorum; the agents are let go");
-                service.registry().let_go("this node is cut off from the others; connect to another");
+                tracing::warn!(
+                    agents = *count.borrow(),
+                    ?patience,
+                    "cut off from the quorum; the agents are let go"
+                );
+                service
+                    .registry()
+                    .let_go("this node is cut off from the others; connect to another");
             }
             let round = async {
-                if silence(&service, began) > every {
-                    if let Err(error) = service.leases().confirm(every * 2).await {
-                        tracing::debug!(%error, "no confirmed round");
-                    }
+                if silence(&service, began) > every
+                    && let Err(error) = service.leases().confirm(every * 2).await
+                {
+                    tracing::debug!(%error, "no confirmed round");
                 }
                 tokio::time::sleep(every).await;
             };
@@ -57,7 +63,10 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
 }
 
 fn silence(service: &Service, began: tokio::time::Instant) -> Duration {
-    service.leases().since_confirmed().map_or(began.elapsed(), |since| since.min(began.elapsed()))
+    service
+        .leases()
+        .since_confirmed()
+        .map_or(began.elapsed(), |since| since.min(began.elapsed()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! the order in which it was said; what it says about different ones need not wait for each other. So
 //! each subject has a lane with one proposal under way at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use regent_state::Operation;
 
@@ -18,31 +18,34 @@ const MAX_REPORTS: usize = 256;
 pub(super) struct Lanes {
     waiting: BTreeMap<String, VecDeque<Operation>>,
     /// Subjects with a proposal under way: exactly one each.
-    under_way: BTreeMap<String, ()>,
+    under_way: BTreeSet<String>,
     count: usize,
 }
 
 impl Lanes {
     /// Takes a report; gives what is to be proposed now.
-    pub(super) fn push(&mut self, subject: String, report: Operation) -> Option<(String, Operation)> {
+    pub(super) fn push(&mut self, subject: &str, report: Operation) -> Option<(String, Operation)> {
         self.count += 1;
-        let waiting = self.waiting.entry(subject.clone()).or_default();
+        let waiting = self.waiting.entry(subject.to_owned()).or_default();
         waiting.push_back(report);
-        if self.under_way.contains_key(&subject) || self.under_way.len() >= MAX_UNDER_WAY {
+        if self.under_way.contains(subject) || self.under_way.len() >= MAX_UNDER_WAY {
             return None;
         }
-        self.start(&subject)
+        self.start(subject)
     }
 
     /// The proposal of a subject has ended; gives what is to be proposed now.
     pub(super) fn done(&mut self, subject: &str) -> Option<(String, Operation)> {
-        if self.under_way.remove(subject).is_some() {
+        if self.under_way.remove(subject) {
             self.count -= 1;
         }
         let next = if self.waiting.contains_key(subject) {
             Some(subject.to_owned())
         } else {
-            self.waiting.keys().find(|subject| !self.under_way.contains_key(*subject)).cloned()
+            self.waiting
+                .keys()
+                .find(|subject| !self.under_way.contains(*subject))
+                .cloned()
         };
         next.and_then(|subject| self.start(&subject))
     }
@@ -59,7 +62,7 @@ impl Lanes {
             self.waiting.remove(subject);
         }
         let report = report?;
-        self.under_way.insert(subject.to_owned(), ());
+        self.under_way.insert(subject.to_owned());
         Some((subject.to_owned(), report))
     }
 }
@@ -75,9 +78,9 @@ mod tests {
     #[test]
     fn one_at_a_time_per_subject_and_others_do_not_wait() {
         let mut lanes = Lanes::default();
-        assert_eq!(subject(lanes.push("a".into(), Operation::Prune)).as_deref(), Some("a"));
-        assert_eq!(subject(lanes.push("a".into(), Operation::Prune)), None);
-        assert_eq!(subject(lanes.push("b".into(), Operation::Prune)).as_deref(), Some("b"));
+        assert_eq!(subject(lanes.push("a", Operation::Prune)).as_deref(), Some("a"));
+        assert_eq!(subject(lanes.push("a", Operation::Prune)), None);
+        assert_eq!(subject(lanes.push("b", Operation::Prune)).as_deref(), Some("b"));
         assert_eq!(subject(lanes.done("a")).as_deref(), Some("a"));
         assert_eq!(subject(lanes.done("a")), None);
         assert_eq!(subject(lanes.done("b")), None);
@@ -87,13 +90,13 @@ mod tests {
     fn a_subject_that_found_no_place_gets_the_next_free_one() {
         let mut lanes = Lanes::default();
         for n in 0..MAX_UNDER_WAY {
-            assert!(lanes.push(format!("s{n}"), Operation::Prune).is_some());
+            assert!(lanes.push(&format!("s{n}"), Operation::Prune).is_some());
         }
-        assert_eq!(subject(lanes.push("late".into(), Operation::Prune)), None);
+        assert_eq!(subject(lanes.push("late", Operation::Prune)), None);
         assert_eq!(subject(lanes.done("s3")).as_deref(), Some("late"));
         assert!(lanes.has_room());
         for _ in 0..MAX_REPORTS {
-            lanes.push("x".into(), Operation::Prune);
+            lanes.push("x", Operation::Prune);
         }
         assert!(!lanes.has_room());
     }

@@ -43,12 +43,17 @@ pub(crate) async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
     let Query(query) = query.map_err(|error| Failure::field("agent_id", error.body_text()))?;
-    let agent = AgentId::new(&query.agent_id).map_err(|error| Failure::field("agent_id", error.to_string()))?;
-    let replica = ReplicaName::new(&query.replica).map_err(|error| Failure::field("replica", error.to_string()))?;
+    let agent =
+        AgentId::new(&query.agent_id).map_err(|error| Failure::field("agent_id", error.to_string()))?;
+    let replica =
+        ReplicaName::new(&query.replica).map_err(|error| Failure::field("replica", error.to_string()))?;
     let token = authenticate(&service, &agent, &headers).await?;
     let upgrade = upgrade.map_err(|error| Failure::new(Code::InvalidRequest, error.body_text()))?;
     if service.is_draining() {
-        return Err(Failure::new(Code::NotServing, "this node is stopping; connect to another"));
+        return Err(Failure::new(
+            Code::NotServing,
+            "this node is stopping; connect to another",
+        ));
     }
     let Some(seat) = service.registry().seat(&agent) else {
         return Err(Failure::busy("this node holds as many connections as it can", 5));
@@ -73,7 +78,10 @@ pub(crate) async fn connect(
 async fn authenticate(service: &Service, agent: &AgentId, headers: &HeaderMap) -> Result<TokenId, Failure> {
     let caller = Caller::of(service, headers).await?;
     if caller.role != Role::Admin && caller.principal != Principal::Agent(agent.clone()) {
-        return Err(Failure::forbidden(format!("{} may not connect as agent {agent}", caller.principal)));
+        return Err(Failure::forbidden(format!(
+            "{} may not connect as agent {agent}",
+            caller.principal
+        )));
     }
     if service.read().await?.state.agent(agent).is_none() {
         return Err(Failure::new(

@@ -55,8 +55,13 @@ pub(crate) struct Seat {
 
 impl Default for Registry {
     fn default() -> Self {
-        let shared = Shared { seats: Mutex::default(), count: watch::Sender::new(0) };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            seats: Mutex::default(),
+            count: watch::Sender::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 }
 
@@ -71,16 +76,36 @@ impl Registry {
         seats.next += 1;
         let let_go = watch::Sender::new(None);
         let told = let_go.subscribe();
-        let bell = Arc::new(Bell { look: Notify::new(), let_go });
-        seats.by_agent.entry(agent.clone()).or_default().insert(number, bell.clone());
+        let bell = Arc::new(Bell {
+            look: Notify::new(),
+            let_go,
+        });
+        seats
+            .by_agent
+            .entry(agent.clone())
+            .or_default()
+            .insert(number, bell.clone());
         self.shared.changed(&mut seats, 1);
         let shared = self.shared.clone();
-        Some(Seat { shared, agent: agent.clone(), number, bell, let_go: tokio::sync::Mutex::new(told) })
+        Some(Seat {
+            shared,
+            agent: agent.clone(),
+            number,
+            bell,
+            let_go: tokio::sync::Mutex::new(told),
+        })
     }
 
     /// Wakes the connections of an agent.
     pub(crate) fn wake(&self, agent: &AgentId) {
-        for bell in self.shared.lock().by_agent.get(agent).into_iter().flat_map(BTreeMap::values) {
+        for bell in self
+            .shared
+            .lock()
+            .by_agent
+            .get(agent)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+        {
             bell.look.notify_one();
         }
     }

@@ -76,7 +76,10 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         let rest = async { while let Some(Ok(_)) = stream.next().await {} };
         let _ = tokio::time::timeout(FAREWELL_WITHIN, rest).await;
     };
-    let reason = shell.ended.take().unwrap_or_else(|| "the agent closed its connection".to_owned());
+    let reason = shell
+        .ended
+        .take()
+        .unwrap_or_else(|| "the agent closed its connection".to_owned());
     let (agent, replica) = (shell.identity.agent.clone(), shell.core.replica().clone());
     let left = shell.core.epoch_to_leave();
     // Whatever is still under way may be done or not; nobody waits for it any more.
@@ -88,12 +91,23 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         return;
     };
     tracing::info!(%agent, %replica, %epoch, reason, "agent disconnected");
-    let operation = Operation::AgentDisconnected { agent, replica, epoch, reason };
+    let operation = Operation::AgentDisconnected {
+        agent,
+        replica,
+        epoch,
+        reason,
+    };
     // Bounded: after the stale time the lease clock has said the same.
     let within = service.options().stale_after;
-    let ((), decided) = tokio::join!(farewell, propose_until(&service, own(&service, operation), within));
+    let ((), decided) = tokio::join!(
+        farewell,
+        propose_until(&service, own(&service, operation), within)
+    );
     if let Err(error) = decided {
-        tracing::warn!(error, "a disconnect could not be written; the agent's lease will run out");
+        tracing::warn!(
+            error,
+            "a disconnect could not be written; the agent's lease will run out"
+        );
     }
     drop(seat);
 }
@@ -113,7 +127,10 @@ impl Shell {
     async fn serve(&mut self, stream: &mut SplitStream<WebSocket>, seat: &Seat) {
         let node = self.service.node().clone();
         while self.perform() {
-            let timer = self.core.next_time().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(boot_ms())));
+            let timer = self
+                .core
+                .next_time()
+                .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(boot_ms())));
             tokio::select! {
                 // Results and signals first: frames that came after them must be judged by them.
                 biased;
@@ -155,7 +172,8 @@ impl Shell {
     fn look(&mut self) {
         let node = self.service.node();
         let view = node.view();
-        self.core.on_state(&view.state, boot_ms(), node.cluster_now(), wall_now());
+        self.core
+            .on_state(&view.state, boot_ms(), node.cluster_now(), wall_now());
     }
 
     /// Does what the core asks for; false once the socket is to be closed.
@@ -179,15 +197,20 @@ impl Shell {
             Effect::Send(text) => return self.enqueue(Message::Text(Utf8Bytes::from(text))),
             Effect::Ping => return self.enqueue(Message::Ping(Bytes::new())),
             Effect::Close { code, reason } => {
-                metrics::counter!("regent_agent_connections_closed_total", "code" => code.to_string()).increment(1);
-                let frame = CloseFrame { code, reason: Utf8Bytes::from(cut(&reason)) };
+                metrics::counter!("regent_agent_connections_closed_total", "code" => code.to_string())
+                    .increment(1);
+                let frame = CloseFrame {
+                    code,
+                    reason: Utf8Bytes::from(cut(&reason)),
+                };
                 self.enqueue(Message::Close(Some(frame)));
                 self.ended = Some(reason);
                 return false;
             }
             Effect::Join(join) => {
                 let operation = connected(&self.identity, join);
-                self.work.push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
+                self.work
+                    .push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
             }
             Effect::Report { subject, operation } => {
                 let within = service.options().stale_after;
@@ -197,8 +220,18 @@ impl Shell {
                 };
                 self.work.push(work.boxed());
             }
-            Effect::Hand { id, run, attempt, epoch } => {
-                let operation = Operation::CommandSent { id: id.clone(), run, epoch, attempt };
+            Effect::Hand {
+                id,
+                run,
+                attempt,
+                epoch,
+            } => {
+                let operation = Operation::CommandSent {
+                    id: id.clone(),
+                    run,
+                    epoch,
+                    attempt,
+                };
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), HAND_WITHIN).await;
                     Done::Handed((id, run, attempt, epoch), decided)
@@ -214,7 +247,11 @@ impl Shell {
             }
             Effect::Acquire { name, ttl_ms } => {
                 let holder = format!("{}/{}", self.identity.agent, self.core.replica());
-                let operation = Operation::AcquireLease { name: name.clone(), holder, ttl_ms };
+                let operation = Operation::AcquireLease {
+                    name: name.clone(),
+                    holder,
+                    ttl_ms,
+                };
                 let request = by_token(&self.identity.token, operation);
                 let work = async move {
                     let decided = propose_until(&service, request, HAND_WITHIN).await;
@@ -316,11 +353,19 @@ fn connected(identity: &Identity, join: Join) -> Operation {
 }
 
 fn own(service: &Service, operation: Operation) -> Request {
-    Request { caller: Caller::Node(service.id()), idempotency: None, operation }
+    Request {
+        caller: Caller::Node(service.id()),
+        idempotency: None,
+        operation,
+    }
 }
 
 fn by_token(token: &TokenId, operation: Operation) -> Request {
-    Request { caller: Caller::Token(token.clone()), idempotency: None, operation }
+    Request {
+        caller: Caller::Token(token.clone()),
+        idempotency: None,
+        operation,
+    }
 }
 
 /// Proposes until it is decided. Only for what may be applied twice: reports and hand-overs of what was
@@ -343,6 +388,9 @@ async fn propose_until(service: &Service, request: Request, within: Duration) ->
 }
 
 fn cut(reason: &str) -> String {
-    let edge = (0..=reason.len().min(MAX_REASON)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+    let edge = (0..=reason.len().min(MAX_REASON))
+        .rev()
+        .find(|at| reason.is_char_boundary(*at))
+        .unwrap_or(0);
     reason[..edge].to_owned()
 }

@@ -22,7 +22,7 @@ pub(super) fn reported(word: &str) -> Option<Reported> {
 }
 
 /// A `command` frame.
-pub(super) fn command(id: &CommandId, action: &Action, payload: Value) -> String {
+pub(super) fn command(id: &CommandId, action: &Action, payload: &Value) -> String {
     json!({
         "type": "command",
         "payload": { "commandId": id, "action": action.as_str(), "payload": payload },
@@ -59,13 +59,16 @@ mod tests {
         assert!(is_done_already(&Action::StartSession, error));
         assert!(is_done_already(&Action::StartSession, "AlreadyExists"));
         assert!(!is_done_already(&Action::HibernateSession, error));
-        assert!(is_done_already(&Action::StopSession, "deployments.apps \"a\" not found"));
+        assert!(is_done_already(
+            &Action::StopSession,
+            "deployments.apps \"a\" not found"
+        ));
     }
 
     #[test]
     fn streamspace_fault_3_a_command_has_no_timestamp() {
         let id = CommandId::new("cmd-1").unwrap();
-        let frame = command(&id, &Action::StopSession, json!({"sessionId": "a"}));
+        let frame = command(&id, &Action::StopSession, &json!({"sessionId": "a"}));
         assert_eq!(
             frame,
             r#"{"payload":{"action":"stop_session","commandId":"cmd-1","payload":{"sessionId":"a"}},"type":"command"}"#

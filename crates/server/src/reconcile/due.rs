@@ -35,7 +35,11 @@ pub(super) struct Item {
 impl Due {
     fn push(&mut self, about: String, changed: Revision, operation: Operation) {
         if self.operations.len() < MAX_DUE {
-            self.operations.push(Item { about, changed, operation });
+            self.operations.push(Item {
+                about,
+                changed,
+                operation,
+            });
         }
     }
 }
@@ -49,36 +53,59 @@ pub(super) fn look(
     mut command: impl FnMut() -> CommandId,
 ) -> Due {
     // What is due already is rechecked on the period; what is not yet sets the next look.
-    let mut due = Due { operations: Vec::new(), next: state.next_deadline().filter(|at| *at > now) };
+    let mut due = Due {
+        operations: Vec::new(),
+        next: state.next_deadline().filter(|at| *at > now),
+    };
     for overdue in state.overdue(now, MAX_DUE) {
         match overdue {
             Overdue::Command { id, changed } => {
-                due.push(format!("command {id}"), changed, Operation::CommandOverdue { id, changed });
+                due.push(
+                    format!("command {id}"),
+                    changed,
+                    Operation::CommandOverdue { id, changed },
+                );
             }
             Overdue::Session { name, changed } => {
                 let about = format!("session {name}");
-                due.push(about, changed, Operation::SessionOverdue { name, changed, command: command() });
+                due.push(
+                    about,
+                    changed,
+                    Operation::SessionOverdue {
+                        name,
+                        changed,
+                        command: command(),
+                    },
+                );
             }
         }
     }
     for session in state.drain_due(now, MAX_DUE) {
-        let agent = session.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+        let agent = session
+            .agent
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let operation = Operation::StopSession(on(&session, command(), format!("agent {agent} is drained")));
         due.push(format!("drain {}", session.name), session.changed, operation);
     }
     for session in state.max_duration_due(now, MAX_DUE) {
         let limit = Span(session.max_duration.unwrap_or_default());
-        let operation = Operation::StopSession(on(&session, command(), format!("its time of {limit} is over")));
+        let operation =
+            Operation::StopSession(on(&session, command(), format!("its time of {limit} is over")));
         due.push(format!("duration {}", session.name), session.changed, operation);
     }
     for session in state.idle_candidates() {
-        let Some(limit) = session.idle_timeout else { continue };
+        let Some(limit) = session.idle_timeout else {
+            continue;
+        };
         let at = idle_since(session, &last_used).saturating_add(limit);
         if at > now {
             due.next = Some(due.next.map_or(at, |next| next.min(at)));
             continue;
         }
-        let operation = Operation::HibernateSession(on(session, command(), format!("idle for {}", Span(limit))));
+        let operation =
+            Operation::HibernateSession(on(session, command(), format!("idle for {}", Span(limit))));
         due.push(format!("idle {}", session.name), session.changed, operation);
     }
     if state.needs_prune(now) {
@@ -90,16 +117,29 @@ pub(super) fn look(
 /// Sessions that wait and would get a place now. What applying would give is tried on a copy, so nothing
 /// is written while there is no room.
 pub(super) fn placeable(state: &State, now: u64, mut command: impl FnMut() -> CommandId) -> Option<Item> {
-    let waiting: Vec<_> =
-        state.waiting_sessions().take(MAX_PLACED).map(|session| (session.name.clone(), command())).collect();
+    let waiting: Vec<_> = state
+        .waiting_sessions()
+        .take(MAX_PLACED)
+        .map(|session| (session.name.clone(), command()))
+        .collect();
     let first = waiting.first()?.0.clone();
     let operation = Operation::PlaceQueued(waiting);
-    let meta = Meta { revision: Revision(state.revision().0 + 1), leadership: Leadership::default(), at: now };
-    let request = Request { caller: Caller::Node(meta.leadership.node), idempotency: None, operation };
+    let meta = Meta {
+        revision: Revision(state.revision().0 + 1),
+        leadership: Leadership::default(),
+        at: now,
+    };
+    let request = Request {
+        caller: Caller::Node(meta.leadership.node),
+        idempotency: None,
+        operation,
+    };
     match state.clone().apply(&meta, &request) {
-        Ok(Outcome::Count(placed)) if placed > 0 => {
-            Some(Item { about: format!("place {first}"), changed: state.revision(), operation: request.operation })
-        }
+        Ok(Outcome::Count(placed)) if placed > 0 => Some(Item {
+            about: format!("place {first}"),
+            changed: state.revision(),
+            operation: request.operation,
+        }),
         Ok(_) | Err(_) => None,
     }
 }
@@ -109,7 +149,12 @@ fn idle_since(session: &Session, last_used: impl Fn(&SessionName) -> u64) -> u64
 }
 
 fn on(session: &Session, command: CommandId, reason: String) -> SessionOperation {
-    SessionOperation { name: session.name.clone(), command, reason, if_match: Some(session.changed) }
+    SessionOperation {
+        name: session.name.clone(),
+        command,
+        reason,
+        if_match: Some(session.changed),
+    }
 }
 
 #[cfg(test)]
@@ -123,8 +168,21 @@ mod tests {
     const START: u64 = 1_000_000_000;
 
     fn apply(state: &mut State, now: u64, caller: Caller, operation: Operation) -> Outcome {
-        let meta = Meta { revision: Revision(state.revision().0 + 1), leadership: Leadership::default(), at: now };
-        state.apply(&meta, &Request { caller, idempotency: None, operation }).unwrap()
+        let meta = Meta {
+            revision: Revision(state.revision().0 + 1),
+            leadership: Leadership::default(),
+            at: now,
+        };
+        state
+            .apply(
+                &meta,
+                &Request {
+                    caller,
+                    idempotency: None,
+                    operation,
+                },
+            )
+            .unwrap()
     }
 
     fn own(state: &mut State, now: u64, operation: Operation) -> Outcome {
@@ -222,9 +280,27 @@ mod tests {
         connect(&mut state);
         let item = placeable(&state, START, ids()).unwrap();
         own(&mut state, START, item.operation);
-        let command = state.session_commands(&SessionName::new("s").unwrap()).next().unwrap().clone();
-        let epoch = state.agent(&AgentId::new("a").unwrap()).unwrap().leading().unwrap().epoch;
-        own(&mut state, START, Operation::CommandSent { id: command.id.clone(), run: 1, epoch, attempt: 1 });
+        let command = state
+            .session_commands(&SessionName::new("s").unwrap())
+            .next()
+            .unwrap()
+            .clone();
+        let epoch = state
+            .agent(&AgentId::new("a").unwrap())
+            .unwrap()
+            .leading()
+            .unwrap()
+            .epoch;
+        own(
+            &mut state,
+            START,
+            Operation::CommandSent {
+                id: command.id.clone(),
+                run: 1,
+                epoch,
+                attempt: 1,
+            },
+        );
         let done = Operation::CommandCompleted {
             id: command.id.clone(),
             run: Some(1),
@@ -246,20 +322,44 @@ mod tests {
         assert_eq!((names(&due), due.next), (vec![], Some(START + 90_000)));
         // Used all the time: its longest duration still ends it.
         let busy = |_: &SessionName| START + 3_600_000;
-        assert_eq!(names(&look(&state, START + 3_600_000, busy, ids())), ["duration s"]);
+        assert_eq!(
+            names(&look(&state, START + 3_600_000, busy, ids())),
+            ["duration s"]
+        );
     }
 
     #[test]
     fn an_overdue_command_is_found_and_an_idle_cluster_has_nothing_due() {
         let mut state = waiting();
         let never = |_: &SessionName| 0;
-        assert_eq!(names(&look(&state, START + 1_000, never, ids())), Vec::<&str>::new());
+        assert_eq!(
+            names(&look(&state, START + 1_000, never, ids())),
+            Vec::<&str>::new()
+        );
         connect(&mut state);
         let item = placeable(&state, START, ids()).unwrap();
         own(&mut state, START, item.operation);
-        let command = state.session_commands(&SessionName::new("s").unwrap()).next().unwrap().clone();
-        let epoch = state.agent(&AgentId::new("a").unwrap()).unwrap().leading().unwrap().epoch;
-        own(&mut state, START, Operation::CommandSent { id: command.id.clone(), run: 1, epoch, attempt: 1 });
+        let command = state
+            .session_commands(&SessionName::new("s").unwrap())
+            .next()
+            .unwrap()
+            .clone();
+        let epoch = state
+            .agent(&AgentId::new("a").unwrap())
+            .unwrap()
+            .leading()
+            .unwrap()
+            .epoch;
+        own(
+            &mut state,
+            START,
+            Operation::CommandSent {
+                id: command.id.clone(),
+                run: 1,
+                epoch,
+                attempt: 1,
+            },
+        );
         let ack_by = START + regent_state::limits::ACK_MS;
         assert_eq!(names(&look(&state, ack_by - 1, never, ids())), Vec::<&str>::new());
         let due = look(&state, ack_by, never, ids());

@@ -61,14 +61,25 @@ async fn look(service: &Service, leader: &Leader, mine: Leadership, tried: &mut 
     let view = service.node().view();
     let now = service.node().cluster_now();
     // No answer means that a newer leadership has begun.
-    let Some(idleness) = leader.idleness(mine, &view) else { return PERIOD };
-    let due = due::look(&view.state, now, |session| idleness.last(session), ids::command_id);
-    let next = due.next.map_or(PERIOD, |at| Duration::from_millis(at.saturating_sub(now) + 1));
+    let Some(idleness) = leader.idleness(mine, &view) else {
+        return PERIOD;
+    };
+    let due = due::look(
+        &view.state,
+        now,
+        |session| idleness.last(session),
+        ids::command_id,
+    );
+    let next = due
+        .next
+        .map_or(PERIOD, |at| Duration::from_millis(at.saturating_sub(now) + 1));
     let mut items = due.operations;
     items.extend(place(&view, now, tried));
     items.retain(|item| tried.may_try(item));
     let rest = !items.is_empty();
-    futures::stream::iter(items).for_each_concurrent(UNDER_WAY, |item| propose(service, item)).await;
+    futures::stream::iter(items)
+        .for_each_concurrent(UNDER_WAY, |item| propose(service, item))
+        .await;
     if rest { REST.min(next) } else { next.min(PERIOD) }
 }
 
@@ -83,7 +94,11 @@ fn place(view: &View, now: u64, tried: &mut Tried) -> Option<Item> {
 
 async fn propose(service: &Service, item: Item) {
     let about = item.about;
-    match service.propose_own(item.operation).await.map(|proposed| proposed.applied) {
+    match service
+        .propose_own(item.operation)
+        .await
+        .map(|proposed| proposed.applied)
+    {
         Ok(Ok(Outcome::Stale)) => tracing::debug!(about, "what was due had changed"),
         Ok(Ok(_)) => {
             metrics::counter!("regent_reconciled_total").increment(1);

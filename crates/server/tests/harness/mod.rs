@@ -38,7 +38,10 @@ pub struct Setting {
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(1), stale_after: Duration::from_secs(20) }
+        Self {
+            heartbeat: Duration::from_secs(1),
+            stale_after: Duration::from_secs(20),
+        }
     }
 }
 
@@ -50,7 +53,9 @@ impl Node {
 
     /// `size` nodes of one cluster, all ready.
     pub async fn cluster(size: u64, setting: Setting) -> Vec<Self> {
-        let listeners: Vec<TcpListener> = (0..size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<TcpListener> = (0..size)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
         let members: BTreeMap<NodeId, String> = listeners
             .iter()
             .zip(1..)
@@ -70,11 +75,21 @@ impl Node {
             options.peer_listener = Some(listener);
             let server = Server::start(options).await.unwrap();
             let http = server.http_addr().to_string();
-            nodes.push(Self { server: Some(server), http, client: reqwest::Client::new(), _data: data });
+            nodes.push(Self {
+                server: Some(server),
+                http,
+                client: reqwest::Client::new(),
+                _data: data,
+            });
         }
         for node in &nodes {
             eventually("the node is ready", async || {
-                let response = node.client.get(format!("http://{}/readyz", node.http)).send().await.ok()?;
+                let response = node
+                    .client
+                    .get(format!("http://{}/readyz", node.http))
+                    .send()
+                    .await
+                    .ok()?;
                 response.status().is_success().then_some(())
             })
             .await;
@@ -88,9 +103,14 @@ impl Node {
 
     pub async fn call_as(&self, token: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let mut request = self.client.request(method, format!("http://{}/api/v1{path}", self.http)).bearer_auth(token);
+        let mut request = self
+            .client
+            .request(method, format!("http://{}/api/v1{path}", self.http))
+            .bearer_auth(token);
         if !body.is_null() {
-            request = request.header("content-type", "application/json").body(body.to_string());
+            request = request
+                .header("content-type", "application/json")
+                .body(body.to_string());
         }
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
@@ -128,7 +148,11 @@ impl Node {
 
     pub async fn register(&self, agent: &str) -> Value {
         let capacity = json!({"maxSessions": 100, "cpu": "64 cores", "memory": "256Gi"});
-        self.post("/agents/register", json!({"agentId": agent, "platform": "process", "capacity": capacity})).await
+        self.post(
+            "/agents/register",
+            json!({"agentId": agent, "platform": "process", "capacity": capacity}),
+        )
+        .await
     }
 
     pub async fn create_session(&self) -> String {
@@ -137,7 +161,9 @@ impl Node {
 
     pub async fn create_session_with(&self, fields: Value) -> String {
         let mut body = json!({"template": "demo"});
-        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body.as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
         let session = self.post("/sessions", body).await;
         session["name"].as_str().unwrap().to_owned()
     }
@@ -149,7 +175,12 @@ impl Node {
 
     pub async fn agent_with(&self, id: &str, sessions: Value) -> Agent {
         let mut agent = self.dial(id, TOKEN).await.unwrap();
-        agent.send("hello", json!({"protocol": 3, "runtimeId": format!("runtime of {id}"), "sessions": sessions})).await;
+        agent
+            .send(
+                "hello",
+                json!({"protocol": 3, "runtimeId": format!("runtime of {id}"), "sessions": sessions}),
+            )
+            .await;
         agent.welcome = agent.expect("welcome").await;
         agent
     }
@@ -159,13 +190,21 @@ impl Node {
         let url = format!("ws://{}/api/v1/agents/connect?agent_id={id}", self.http);
         let mut request = url.into_client_request().unwrap();
         if !token.is_empty() {
-            request.headers_mut().insert("X-Agent-API-Key", token.parse().unwrap());
+            request
+                .headers_mut()
+                .insert("X-Agent-API-Key", token.parse().unwrap());
         }
         match connect_async(request).await {
-            Ok((socket, _)) => Ok(Agent { socket, welcome: Value::Null }),
+            Ok((socket, _)) => Ok(Agent {
+                socket,
+                welcome: Value::Null,
+            }),
             Err(Error::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
-                Err((response.status().as_u16(), serde_json::from_slice(body).unwrap_or(Value::Null)))
+                Err((
+                    response.status().as_u16(),
+                    serde_json::from_slice(body).unwrap_or(Value::Null),
+                ))
             }
             Err(other) => panic!("{other}"),
         }
@@ -200,7 +239,10 @@ pub struct Closed {
 
 impl Agent {
     pub async fn send(&mut self, kind: &str, payload: Value) {
-        self.send_text(json!({"type": kind, "timestamp": "2026-01-01T00:00:00Z", "payload": payload}).to_string()).await;
+        self.send_text(
+            json!({"type": kind, "timestamp": "2026-01-01T00:00:00Z", "payload": payload}).to_string(),
+        )
+        .await;
     }
 
     pub async fn send_text(&mut self, text: String) {
@@ -220,24 +262,45 @@ impl Agent {
                         return Ok(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")));
                     }
                     Some(Ok(Message::Close(frame))) => {
-                        return Err(frame.map_or(Closed { code: 0, reason: String::new() }, |frame| Closed {
-                            code: frame.code.into(),
-                            reason: frame.reason.to_string(),
-                        }));
+                        return Err(frame.map_or(
+                            Closed {
+                                code: 0,
+                                reason: String::new(),
+                            },
+                            |frame| Closed {
+                                code: frame.code.into(),
+                                reason: frame.reason.to_string(),
+                            },
+                        ));
                     }
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return Err(Closed { code: 0, reason: error.to_string() }),
-                    None => return Err(Closed { code: 0, reason: "the stream ended".to_owned() }),
+                    Some(Err(error)) => {
+                        return Err(Closed {
+                            code: 0,
+                            reason: error.to_string(),
+                        });
+                    }
+                    None => {
+                        return Err(Closed {
+                            code: 0,
+                            reason: "the stream ended".to_owned(),
+                        });
+                    }
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, next).await.expect("a frame or an end")
+        tokio::time::timeout(PATIENCE, next)
+            .await
+            .expect("a frame or an end")
     }
 
     /// The payload of the next frame that is no `ping`; it must be of this type.
     pub async fn expect(&mut self, kind: &str) -> Value {
         loop {
-            let mut frame = self.next().await.unwrap_or_else(|closed| panic!("{kind} expected: {closed:?}"));
+            let mut frame = self
+                .next()
+                .await
+                .unwrap_or_else(|closed| panic!("{kind} expected: {closed:?}"));
             if frame["type"] == "ping" && kind != "ping" {
                 continue;
             }
@@ -281,5 +344,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(PATIENCE, found)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"))
 }

@@ -21,7 +21,14 @@ impl Connection {
         result: Result<(Revision, Applied), String>,
         (state, now, wall): (&State, u64, Time),
     ) {
-        let Phase::Joined { protocol, epoch: current, token } = self.phase else { return };
+        let Phase::Joined {
+            protocol,
+            epoch: current,
+            token,
+        } = self.phase
+        else {
+            return;
+        };
         if epoch != current {
             return; // of before this connection joined anew
         }
@@ -74,7 +81,8 @@ impl Connection {
     ) {
         let payload = payload::of(state, command);
         if protocol == V2 {
-            self.effects.push(Effect::Send(v2::command(&command.id, &command.action, payload)));
+            self.effects
+                .push(Effect::Send(v2::command(&command.id, &command.action, &payload)));
             return;
         }
         let frame = CommandFrame {

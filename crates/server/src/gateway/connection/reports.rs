@@ -34,8 +34,13 @@ impl Connection {
             }
             AgentFrame::Pong(_) => {}
             AgentFrame::Ack(ack) => {
-                let operation = Operation::CommandAcked { id: ack.command_id.clone(), run: ack.run, agent, epoch };
-                self.report(subject_of(&ack.command_id, state), operation);
+                let operation = Operation::CommandAcked {
+                    id: ack.command_id.clone(),
+                    run: ack.run,
+                    agent,
+                    epoch,
+                };
+                self.report(&subject_of(&ack.command_id, state), operation);
             }
             AgentFrame::Progress(progress) => {
                 metrics::counter!("regent_command_progress_total").increment(1);
@@ -45,7 +50,7 @@ impl Connection {
                 let subject = subject_of(&complete.command_id, state);
                 let (url, metadata) = of_session(&complete.result);
                 self.report(
-                    subject,
+                    &subject,
                     Operation::CommandCompleted {
                         id: complete.command_id,
                         run: complete.run,
@@ -70,7 +75,9 @@ impl Connection {
     pub(super) fn on_failed(&mut self, failed: FailedFrame, protocol: u32, epoch: Epoch, state: &State) {
         let agent = self.identity.agent.clone();
         let subject = subject_of(&failed.command_id, state);
-        let action = state.command(&failed.command_id).map(|command| command.action.clone());
+        let action = state
+            .command(&failed.command_id)
+            .map(|command| command.action.clone());
         let done = protocol == V2 && action.is_some_and(|action| v2::is_done_already(&action, &failed.error));
         let operation = if done {
             tracing::info!(%agent, command = %failed.command_id, error = failed.error, "a repeated command had been done already");
@@ -94,7 +101,7 @@ impl Connection {
                 retryable: failed.retryable,
             }
         };
-        self.report(subject, operation);
+        self.report(&subject, operation);
     }
 
     pub(super) fn on_status(&mut self, status: StatusFrame, epoch: Epoch) {
@@ -103,7 +110,11 @@ impl Connection {
             tracing::debug!(agent = %self.identity.agent, session = %status.session_id, state = status.state, "a session's state was not understood");
             return;
         };
-        let metadata = if status.metadata.is_null() { String::new() } else { status.metadata.to_string() };
+        let metadata = if status.metadata.is_null() {
+            String::new()
+        } else {
+            status.metadata.to_string()
+        };
         let session = ReportedSession {
             name: status.session_id.clone(),
             state: reported,
@@ -112,32 +123,52 @@ impl Connection {
             url: status.url,
             metadata,
         };
-        let report = ReportSession { agent: self.identity.agent.clone(), epoch, session };
-        self.report(format!("session {}", status.session_id), Operation::ReportSession(report));
+        let report = ReportSession {
+            agent: self.identity.agent.clone(),
+            epoch,
+            session,
+        };
+        self.report(
+            &format!("session {}", status.session_id),
+            Operation::ReportSession(report),
+        );
     }
 
     /// Capacity is written to the log only when it differs from what is known: an idle agent's
     /// heartbeats change nothing.
     pub(super) fn on_capacity(&mut self, heartbeat: &Heartbeat, epoch: Epoch, state: &State) {
-        let (Some(told), Some(agent)) = (heartbeat.capacity, state.agent(&self.identity.agent)) else { return };
+        let (Some(told), Some(agent)) = (heartbeat.capacity, state.agent(&self.identity.agent)) else {
+            return;
+        };
         let mut capacity = agent.capacity;
         capacity.max_sessions = told.max_sessions.or(capacity.max_sessions);
         capacity.cpu = told.cpu.map(|cpu| cpu.0).or(capacity.cpu);
         capacity.memory = told.memory.map(|memory| memory.0).or(capacity.memory);
         if capacity != agent.capacity {
             let agent = self.identity.agent.clone();
-            self.report("capacity".to_owned(), Operation::AgentCapacity { agent, epoch, capacity });
+            self.report(
+                "capacity",
+                Operation::AgentCapacity {
+                    agent,
+                    epoch,
+                    capacity,
+                },
+            );
         }
     }
 
-    pub(super) fn report(&mut self, subject: String, operation: Operation) {
+    pub(super) fn report(&mut self, subject: &str, operation: Operation) {
         if let Some((subject, operation)) = self.lanes.push(subject, operation) {
             self.effects.push(Effect::Report { subject, operation });
         }
     }
 
     /// A report was applied, rejected, or given up.
-    pub(in crate::gateway) fn reported(&mut self, subject: &str, result: Result<Result<Outcome, Rejection>, String>) {
+    pub(in crate::gateway) fn reported(
+        &mut self,
+        subject: &str,
+        result: Result<Result<Outcome, Rejection>, String>,
+    ) {
         match result {
             Ok(Ok(_)) => {}
             // Whether this one is superseded is for the state to say: the report may be of an earlier
@@ -161,7 +192,10 @@ impl Connection {
 
 /// What a report is about, as the name of its lane.
 fn subject_of(command: &CommandId, state: &State) -> String {
-    match state.command(command).and_then(|command| command.session.as_ref()) {
+    match state
+        .command(command)
+        .and_then(|command| command.session.as_ref())
+    {
         Some(session) => format!("session {session}"),
         None => format!("command {command}"),
     }
@@ -169,8 +203,15 @@ fn subject_of(command: &CommandId, state: &State) -> String {
 
 /// What the result of a command says of its session.
 fn of_session(result: &Value) -> (Option<String>, Option<String>) {
-    let url = result.get("url").and_then(Value::as_str).filter(|url| !url.is_empty()).map(str::to_owned);
-    let metadata = result.get("metadata").filter(|metadata| metadata.is_object()).map(Value::to_string);
+    let url = result
+        .get("url")
+        .and_then(Value::as_str)
+        .filter(|url| !url.is_empty())
+        .map(str::to_owned);
+    let metadata = result
+        .get("metadata")
+        .filter(|metadata| metadata.is_object())
+        .map(Value::to_string);
     (url, metadata)
 }
 

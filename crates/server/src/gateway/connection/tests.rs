@@ -34,17 +34,34 @@ struct World {
 impl World {
     fn new() -> Self {
         let state = State::new();
-        let mut world = Self { state, now: 1_000_000, sent: VecDeque::new(), renewals: vec![], closed: None, pings: 0 };
+        let mut world = Self {
+            state,
+            now: 1_000_000,
+            sent: VecDeque::new(),
+            renewals: vec![],
+            closed: None,
+            pings: 0,
+        };
         let admin = UserName::new("admin").unwrap();
         let token = Some((TokenId::new("t").unwrap(), [1; 32]));
         let cluster_id = ClusterId::new("c").unwrap();
-        let init = InitCluster { cluster_id, feature_level: 1, admin, password_hash: None, token };
+        let init = InitCluster {
+            cluster_id,
+            feature_level: 1,
+            admin,
+            password_hash: None,
+            token,
+        };
         world.own(Operation::InitCluster(init)).unwrap();
         let register = RegisterAgent {
             id: agent(),
             platform: "process".to_owned(),
             region: String::new(),
-            capacity: Capacity { max_sessions: Some(10), cpu: Some(8_000), memory: None },
+            capacity: Capacity {
+                max_sessions: Some(10),
+                cpu: Some(8_000),
+                memory: None,
+            },
             labels: std::collections::BTreeMap::new(),
             metadata: "{}".to_owned(),
         };
@@ -54,8 +71,19 @@ impl World {
 
     fn apply(&mut self, caller: Caller, operation: Operation) -> Result<Outcome, Rejection> {
         let revision = Revision(self.state.revision().0 + 1);
-        let meta = Meta { revision, leadership: Leadership { term: 1, node: NODE }, at: self.now };
-        self.state.apply(&meta, &Request { caller, idempotency: None, operation })
+        let meta = Meta {
+            revision,
+            leadership: Leadership { term: 1, node: NODE },
+            at: self.now,
+        };
+        self.state.apply(
+            &meta,
+            &Request {
+                caller,
+                idempotency: None,
+                operation,
+            },
+        )
     }
 
     fn own(&mut self, operation: Operation) -> Result<Outcome, Rejection> {
@@ -115,13 +143,31 @@ impl World {
                         let decided = Ok(self.own(operation));
                         connection.reported(&subject, decided);
                     }
-                    Effect::Hand { id, run, attempt, epoch } => {
-                        let applied = self.own(Operation::CommandSent { id: id.clone(), run, epoch, attempt });
+                    Effect::Hand {
+                        id,
+                        run,
+                        attempt,
+                        epoch,
+                    } => {
+                        let applied = self.own(Operation::CommandSent {
+                            id: id.clone(),
+                            run,
+                            epoch,
+                            attempt,
+                        });
                         let decided = Ok((self.state.revision(), applied));
-                        connection.handed((id, run, attempt, epoch), decided, (&self.state, self.now, Time(self.now)));
+                        connection.handed(
+                            (id, run, attempt, epoch),
+                            decided,
+                            (&self.state, self.now, Time(self.now)),
+                        );
                     }
                     Effect::Acquire { name, ttl_ms } => {
-                        let decided = Ok(self.admin(Operation::AcquireLease { name: name.clone(), holder: "h".into(), ttl_ms }));
+                        let decided = Ok(self.admin(Operation::AcquireLease {
+                            name: name.clone(),
+                            holder: "h".into(),
+                            ttl_ms,
+                        }));
                         connection.granted(name, decided, Time(self.now));
                     }
                     Effect::Release { name, token } => {
@@ -185,7 +231,11 @@ impl World {
     }
 
     fn status(&self, id: &str) -> &'static str {
-        self.state.command(&CommandId::new(id).unwrap()).unwrap().state.as_str()
+        self.state
+            .command(&CommandId::new(id).unwrap())
+            .unwrap()
+            .state
+            .as_str()
     }
 }
 
@@ -202,7 +252,9 @@ fn hello_is_welcomed_with_the_epoch_of_the_applied_connection() {
     let mut world = World::new();
     let mut connection = world.connection();
     world.text(&mut connection, HELLO);
-    let ServerFrame::Welcome(welcome) = world.frame() else { panic!("no welcome") };
+    let ServerFrame::Welcome(welcome) = world.frame() else {
+        panic!("no welcome")
+    };
     let record = world.state.agent(&agent()).unwrap().leading().unwrap().clone();
     assert_eq!(welcome.epoch, record.epoch);
     assert_eq!(welcome.token.map(|token| token.0), Some(record.epoch.0));
@@ -218,18 +270,41 @@ fn a_command_is_sent_once_per_connection_and_only_after_it_was_applied() {
     connection.on_state(&world.state, world.now, world.now, Time(0));
     connection.on_state(&world.state, world.now, world.now, Time(0));
     let effects = connection.take_effects();
-    assert!(matches!(&effects[..], [Effect::Hand { attempt: 1, .. }]), "{effects:?}");
-    let Some(Effect::Hand { id, run, attempt, epoch }) = effects.into_iter().next() else { panic!() };
-    let operation = Operation::CommandSent { id: id.clone(), run, epoch, attempt };
+    assert!(
+        matches!(&effects[..], [Effect::Hand { attempt: 1, .. }]),
+        "{effects:?}"
+    );
+    let Some(Effect::Hand {
+        id,
+        run,
+        attempt,
+        epoch,
+    }) = effects.into_iter().next()
+    else {
+        panic!()
+    };
+    let operation = Operation::CommandSent {
+        id: id.clone(),
+        run,
+        epoch,
+        attempt,
+    };
     world.own(operation.clone()).unwrap();
     // The answer was lost and the proposal repeated: the second one finds it done already.
     let again = world.own(operation);
     assert!(matches!(again, Ok(Outcome::Stale)), "{again:?}");
     let decided = Ok((world.state.revision(), again));
-    connection.handed((id, run, attempt, epoch), decided, (&world.state, world.now, Time(0)));
+    connection.handed(
+        (id, run, attempt, epoch),
+        decided,
+        (&world.state, world.now, Time(0)),
+    );
     world.settle(&mut connection);
     let command = world.command();
-    assert_eq!((command.run, command.attempt, command.payload), (1, 1, serde_json::json!({"n": 1})));
+    assert_eq!(
+        (command.run, command.attempt, command.payload),
+        (1, 1, serde_json::json!({"n": 1}))
+    );
     world.settle(&mut connection);
     assert!(world.sent.is_empty());
 }
@@ -240,8 +315,20 @@ fn a_hand_over_that_failed_is_tried_again_a_little_later() {
     let mut connection = world.joined();
     world.queue("c1");
     connection.on_state(&world.state, world.now, world.now, Time(0));
-    let Some(Effect::Hand { id, run, attempt, epoch }) = connection.take_effects().pop() else { panic!() };
-    connection.handed((id, run, attempt, epoch), Err("no leader".into()), (&world.state, world.now, Time(0)));
+    let Some(Effect::Hand {
+        id,
+        run,
+        attempt,
+        epoch,
+    }) = connection.take_effects().pop()
+    else {
+        panic!()
+    };
+    connection.handed(
+        (id, run, attempt, epoch),
+        Err("no leader".into()),
+        (&world.state, world.now, Time(0)),
+    );
     world.pass(&mut connection, commands::RETRY_MS);
     assert_eq!(world.command().command_id.as_str(), "c1");
 }
@@ -254,8 +341,21 @@ fn a_command_is_not_handed_over_again_by_a_node_that_has_not_applied_it_yet() {
     world.queue("c1");
     let behind = world.state.clone();
     connection.on_state(&behind, world.now, world.now, Time(0));
-    let Some(Effect::Hand { id, run, attempt, epoch }) = connection.take_effects().pop() else { panic!() };
-    let applied = world.own(Operation::CommandSent { id: id.clone(), run, epoch, attempt });
+    let Some(Effect::Hand {
+        id,
+        run,
+        attempt,
+        epoch,
+    }) = connection.take_effects().pop()
+    else {
+        panic!()
+    };
+    let applied = world.own(Operation::CommandSent {
+        id: id.clone(),
+        run,
+        epoch,
+        attempt,
+    });
     let decided = Ok((world.state.revision(), applied));
     connection.handed((id, run, attempt, epoch), decided, (&behind, world.now, Time(0)));
     assert!(matches!(&connection.take_effects()[..], [Effect::Send(_)]));
@@ -271,9 +371,21 @@ fn a_refused_hand_over_rests_before_it_is_tried_again() {
     let mut connection = world.joined();
     world.queue("c1");
     connection.on_state(&world.state, world.now, world.now, Time(0));
-    let Some(Effect::Hand { id, run, attempt, epoch }) = connection.take_effects().pop() else { panic!() };
+    let Some(Effect::Hand {
+        id,
+        run,
+        attempt,
+        epoch,
+    }) = connection.take_effects().pop()
+    else {
+        panic!()
+    };
     let decided = Ok((world.state.revision(), Ok(Outcome::Stale)));
-    connection.handed((id, run, attempt, epoch), decided, (&world.state, world.now, Time(0)));
+    connection.handed(
+        (id, run, attempt, epoch),
+        decided,
+        (&world.state, world.now, Time(0)),
+    );
     world.settle(&mut connection);
     assert!(world.sent.is_empty());
     world.pass(&mut connection, HEARTBEAT);
@@ -290,9 +402,15 @@ fn reports_reach_the_state_and_late_ones_change_nothing() {
     let ids = format!(r#""commandId":"c1","run":{}"#, command.run);
     world.text(&mut connection, &format!(r#"{{"type":"ack",{ids}}}"#));
     assert_eq!(world.status("c1"), "acknowledged");
-    world.text(&mut connection, &format!(r#"{{"type":"complete","payload":{{{ids},"result":{{"a":1}}}}}}"#));
+    world.text(
+        &mut connection,
+        &format!(r#"{{"type":"complete","payload":{{{ids},"result":{{"a":1}}}}}}"#),
+    );
     assert_eq!(world.status("c1"), "completed");
-    world.text(&mut connection, &format!(r#"{{"type":"failed","payload":{{{ids},"error":"late"}}}}"#));
+    world.text(
+        &mut connection,
+        &format!(r#"{{"type":"failed","payload":{{{ids},"error":"late"}}}}"#),
+    );
     world.text(&mut connection, &format!(r#"{{"type":"ack",{ids}}}"#));
     assert_eq!(world.status("c1"), "completed");
     assert_eq!(world.closed, None);
@@ -313,7 +431,10 @@ fn streamspace_fault_5_a_newer_connection_wins_and_the_older_leaves_nothing_behi
     world.command();
     world.text(&mut old, r#"{"type":"ack","commandId":"c1"}"#);
     assert_eq!(world.status("c1"), "sent");
-    assert_eq!(world.state.agent(&agent()).unwrap().leading().unwrap().epoch, new.epoch_to_leave().unwrap());
+    assert_eq!(
+        world.state.agent(&agent()).unwrap().leading().unwrap().epoch,
+        new.epoch_to_leave().unwrap()
+    );
 }
 
 #[test]
@@ -344,12 +465,16 @@ fn a_keepalive_is_answered_by_its_number() {
     let mut world = World::new();
     let mut connection = world.joined();
     let token = world.state.lease(&LeaseName::of_agent(&agent())).unwrap().token;
-    let keepalive = |token: Token| format!(r#"{{"type":"lease_keepalive","payload":{{"name":"agent/a","token":{token},"seq":7}}}}"#);
+    let keepalive = |token: Token| {
+        format!(r#"{{"type":"lease_keepalive","payload":{{"name":"agent/a","token":{token},"seq":7}}}}"#)
+    };
     world.text(&mut connection, &keepalive(token));
     let (name, token, seq) = world.renewals.pop().unwrap();
     connection.renewed(&name, token, seq, Ok(STALE), Time(0));
     world.settle(&mut connection);
-    assert!(matches!(world.frame(), ServerFrame::LeaseRenewed(renewed) if renewed.seq == 7 && renewed.ttl_ms == STALE));
+    assert!(
+        matches!(world.frame(), ServerFrame::LeaseRenewed(renewed) if renewed.seq == 7 && renewed.ttl_ms == STALE)
+    );
     world.text(&mut connection, &keepalive(Token(token.0 - 1)));
     assert!(matches!(world.frame(), ServerFrame::LeaseLost(_)));
     assert!(world.renewals.is_empty());
@@ -360,11 +485,24 @@ fn capacity_is_written_only_when_it_differs() {
     let mut world = World::new();
     let mut connection = world.joined();
     let before = world.state.revision();
-    world.text(&mut connection, r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":10,"cpu":"8"}}}"#);
+    world.text(
+        &mut connection,
+        r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":10,"cpu":"8"}}}"#,
+    );
     assert_eq!(world.state.revision(), before);
-    world.text(&mut connection, r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":3}}}"#);
-    assert_eq!(world.state.agent(&agent()).unwrap().capacity.max_sessions, Some(3));
-    assert_eq!(world.state.agent(&agent()).unwrap().capacity.cpu, Some(8_000), "what is not said stays");
+    world.text(
+        &mut connection,
+        r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":3}}}"#,
+    );
+    assert_eq!(
+        world.state.agent(&agent()).unwrap().capacity.max_sessions,
+        Some(3)
+    );
+    assert_eq!(
+        world.state.agent(&agent()).unwrap().capacity.cpu,
+        Some(8_000),
+        "what is not said stays"
+    );
 }
 
 #[test]
@@ -401,7 +539,10 @@ fn silence_makes_it_a_streamspace_agent_with_its_own_dialect_and_patience() {
     world.queue("c1");
     world.settle(&mut connection);
     let command: Value = serde_json::from_str(&world.sent.pop_front().unwrap()).unwrap();
-    assert_eq!(command, serde_json::json!({"type": "command", "payload": {"commandId": "c1", "action": "note", "payload": {"n": 1}}}));
+    assert_eq!(
+        command,
+        serde_json::json!({"type": "command", "payload": {"commandId": "c1", "action": "note", "payload": {"n": 1}}})
+    );
     world.now += HEARTBEAT;
     world.text(&mut connection, r#"{"type":"ack","commandId":"c1"}"#);
     assert_eq!(world.status("c1"), "acknowledged");
@@ -417,8 +558,14 @@ fn silence_makes_it_a_streamspace_agent_with_its_own_dialect_and_patience() {
 fn a_first_frame_that_is_no_hello_counts_and_a_late_hello_upgrades() {
     let mut world = World::new();
     let mut connection = world.connection();
-    world.text(&mut connection, r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":4}}}"#);
-    assert_eq!(world.state.agent(&agent()).unwrap().capacity.max_sessions, Some(4));
+    world.text(
+        &mut connection,
+        r#"{"type":"heartbeat","payload":{"capacity":{"maxSessions":4}}}"#,
+    );
+    assert_eq!(
+        world.state.agent(&agent()).unwrap().capacity.max_sessions,
+        Some(4)
+    );
     let first = connection.epoch_to_leave().unwrap();
     world.text(&mut connection, HELLO);
     assert!(matches!(world.frame(), ServerFrame::Welcome(_)));
@@ -450,7 +597,10 @@ fn streamspace_fault_10_a_repeated_start_that_already_exists_is_done() {
     world.admin(Operation::CreateSession(create)).unwrap();
     world.settle(&mut connection);
     assert_eq!(world.status("start"), "sent");
-    world.text(&mut connection, r#"{"type":"failed","payload":{"commandId":"start","error":"services \"s\" already exists"}}"#);
+    world.text(
+        &mut connection,
+        r#"{"type":"failed","payload":{"commandId":"start","error":"services \"s\" already exists"}}"#,
+    );
     assert_eq!(world.status("start"), "completed");
 }
 
@@ -476,13 +626,22 @@ fn unreadable_frames_are_ignored_until_there_are_too_many_in_a_row() {
 fn an_agent_that_was_removed_or_whose_token_was_revoked_is_closed() {
     let mut world = World::new();
     let mut connection = world.joined();
-    world.admin(Operation::DeleteToken { id: TokenId::new("t").unwrap() }).unwrap();
+    world
+        .admin(Operation::DeleteToken {
+            id: TokenId::new("t").unwrap(),
+        })
+        .unwrap();
     world.settle(&mut connection);
     assert_eq!(world.closed.take().unwrap().0, CLOSE_POLICY);
 
     let mut world = World::new();
     let mut connection = world.joined();
-    world.admin(Operation::DeleteAgent { id: agent(), force: true }).unwrap();
+    world
+        .admin(Operation::DeleteAgent {
+            id: agent(),
+            force: true,
+        })
+        .unwrap();
     world.settle(&mut connection);
     assert_eq!(world.closed.take().unwrap().0, CLOSE_POLICY);
 }
@@ -493,7 +652,12 @@ fn frames_are_not_read_while_too_many_reports_wait() {
     let mut connection = world.joined();
     for _ in 0..256 {
         assert!(connection.wants_frames());
-        connection.on_text(r#"{"type":"ack","commandId":"c"}"#, world.now, Time(0), &world.state);
+        connection.on_text(
+            r#"{"type":"ack","commandId":"c"}"#,
+            world.now,
+            Time(0),
+            &world.state,
+        );
     }
     assert!(!connection.wants_frames());
     world.settle(&mut connection);
@@ -506,12 +670,18 @@ fn a_node_that_goes_away_says_so_in_either_dialect() {
     let mut connection = world.joined();
     connection.let_go("bye", Time(0));
     world.settle(&mut connection);
-    assert_eq!((world.closed.take(), world.sent.len()), (Some((CLOSE_GOING_AWAY, "bye".to_owned())), 0));
+    assert_eq!(
+        (world.closed.take(), world.sent.len()),
+        (Some((CLOSE_GOING_AWAY, "bye".to_owned())), 0)
+    );
 
     let mut connection = world.connection();
     world.text(&mut connection, r#"{"type":"pong"}"#);
     connection.let_go("bye", Time(0));
     world.settle(&mut connection);
-    assert_eq!(world.sent.pop_front().unwrap(), r#"{"type":"shutdown","payload":{"reason":"bye"}}"#);
+    assert_eq!(
+        world.sent.pop_front().unwrap(),
+        r#"{"type":"shutdown","payload":{"reason":"bye"}}"#
+    );
     assert!(world.closed.is_some());
 }
