@@ -55,26 +55,28 @@ impl ClusterClock {
         }
     }
 
-    /// Another node's clock was seen at `ms`: an applied entry, or what the leader says of itself.
-    pub(crate) fn observe(&mut self, ms: u64) {
-        self.micros = self.micros.max(ms.saturating_mul(1_000));
-    }
-
-    /// Advances by the time that passed alone: a node that does not lead must not pull cluster time
-    /// towards its own wall clock.
-    pub(crate) fn follow(&mut self, instants: Instants) -> u64 {
+    /// Advances by the time that passed alone, to at least `seen`: a node that does not lead must not pull
+    /// cluster time towards its own wall clock.
+    ///
+    /// `seen` is what another node's clock shows now at the latest: an applied entry, or what the leader
+    /// says of itself. It has the time that passed here in it already, so it is compared after that was
+    /// added: a node that was frozen for an hour must not count that hour twice.
+    pub(crate) fn follow(&mut self, instants: Instants, seen: u64) -> u64 {
         let elapsed = self.elapsed(instants);
         if self.micros != 0 {
             self.micros = self.micros.saturating_add(elapsed);
         }
-        self.micros / 1_000
+        self.see(seen)
     }
 
-    /// Advances by the time that passed and slews towards the wall clock; for the leader.
-    pub(crate) fn read(&mut self, instants: Instants) -> Reading {
-        let elapsed = self.elapsed(instants);
+    /// Advances by the time that passed and slews towards the wall clock, to at least `seen` (see
+    /// [`Self::follow`]); for the leader.
+    pub(crate) fn read(&mut self, instants: Instants, seen: u64) -> Reading {
+        let mut elapsed = self.elapsed(instants);
         if self.micros == 0 {
-            self.micros = instants.wall_ms.saturating_mul(1_000);
+            let begin = if seen == 0 { instants.wall_ms } else { seen };
+            self.micros = begin.saturating_mul(1_000);
+            elapsed = 0;
         }
         let natural = self.micros.saturating_add(elapsed);
         let budget = elapsed / 100 * SLEW_PERCENT + elapsed % 100 * SLEW_PERCENT / 100;
@@ -85,13 +87,18 @@ impl ClusterClock {
             // Slower, never backwards: `budget` is at most 1 % of what was just added.
             natural - (natural - wall).min(budget)
         };
-        let now_ms = self.micros / 1_000;
+        let now_ms = self.see(seen);
         let offset_ms = i64::try_from(i128::from(instants.wall_ms) - i128::from(now_ms)).unwrap_or(i64::MAX);
         Reading {
             now_ms,
             offset_ms,
             alarm: offset_ms.unsigned_abs() > ALARM_OFFSET_MS,
         }
+    }
+
+    fn see(&mut self, ms: u64) -> u64 {
+        self.micros = self.micros.max(ms.saturating_mul(1_000));
+        self.micros / 1_000
     }
 
     /// Microseconds since the last reading.
@@ -118,9 +125,9 @@ mod tests {
     #[test]
     fn a_new_cluster_begins_at_the_wall_clock() {
         let mut clock = ClusterClock::new(0, Duration::from_millis(5));
-        assert_eq!(clock.follow(at(5, DAY)), 0, "only a leader begins");
+        assert_eq!(clock.follow(at(5, DAY), 0), 0, "only a leader begins");
         assert_eq!(
-            clock.read(at(5, DAY)),
+            clock.read(at(5, DAY), 0),
             Reading {
                 now_ms: DAY,
                 offset_ms: 0,
@@ -132,7 +139,7 @@ mod tests {
     #[test]
     fn it_continues_from_the_state_and_slews_up_by_one_percent() {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
-        let reading = clock.read(at(100_000, DAY + 105_000));
+        let reading = clock.read(at(100_000, DAY + 105_000), 0);
         assert_eq!(reading.now_ms, DAY + 101_000);
         assert!(!reading.alarm);
     }
@@ -142,7 +149,7 @@ mod tests {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let mut now = 0;
         for ms in 1..=100_000 {
-            now = clock.read(at(ms, DAY + 5_000 + ms)).now_ms;
+            now = clock.read(at(ms, DAY + 5_000 + ms), 0).now_ms;
         }
         assert_eq!(now, DAY + 101_000);
     }
@@ -152,7 +159,7 @@ mod tests {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
         let mut last = 0;
         for ms in 0..5_000 {
-            let now = clock.read(at(ms, 1)).now_ms;
+            let now = clock.read(at(ms, 1), 0).now_ms;
             assert!(now >= last, "{now} after {last}");
             last = now;
         }
@@ -163,7 +170,7 @@ mod tests {
     #[test]
     fn an_hour_ahead_raises_the_alarm_and_moves_nothing() {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
-        let reading = clock.read(at(1_000, DAY + 3_601_000));
+        let reading = clock.read(at(1_000, DAY + 3_601_000), 0);
         assert_eq!(reading.now_ms, DAY + 1_010);
         assert!(reading.alarm);
     }
@@ -171,22 +178,50 @@ mod tests {
     #[test]
     fn what_others_stamped_is_never_undercut() {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
-        clock.observe(DAY + 700);
-        assert_eq!(clock.read(at(10, DAY + 10)).now_ms, DAY + 709);
-        clock.observe(DAY);
-        assert!(clock.read(at(20, DAY + 20)).now_ms >= DAY + 718);
+        assert_eq!(clock.read(at(10, DAY + 10), DAY + 700).now_ms, DAY + 700);
+        assert_eq!(clock.read(at(20, DAY + 710), DAY).now_ms, DAY + 710);
+    }
+
+    /// A follower that was frozen, or whose clock nobody asked for an hour, and then sees the leader's
+    /// time: that time has the hour in it. Counted twice it would fire every deadline once it leads.
+    #[test]
+    fn time_that_passed_elsewhere_too_is_counted_once() {
+        const HOUR: u64 = 3_600_000;
+        for lead in [false, true] {
+            let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
+            let instants = at(HOUR, DAY + HOUR);
+            let now = if lead {
+                clock.read(instants, DAY + HOUR).now_ms
+            } else {
+                clock.follow(instants, DAY + HOUR)
+            };
+            assert_eq!(now, DAY + HOUR);
+            assert_eq!(clock.follow(instants, DAY + HOUR), DAY + HOUR);
+        }
+    }
+
+    #[test]
+    fn the_time_before_the_first_reading_is_not_in_the_wall_clock_again() {
+        let mut clock = ClusterClock::new(0, Duration::from_millis(0));
+        assert_eq!(clock.read(at(9_000, DAY), 0).now_ms, DAY);
+        assert_eq!(
+            ClusterClock::new(0, Duration::ZERO)
+                .read(at(9_000, DAY), 7)
+                .now_ms,
+            7
+        );
     }
 
     #[test]
     fn a_follower_ignores_its_wall_clock() {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(0));
-        assert_eq!(clock.follow(at(1_000, DAY + 3_600_000)), DAY + 1_000);
+        assert_eq!(clock.follow(at(1_000, DAY + 3_600_000), 0), DAY + 1_000);
     }
 
     #[test]
     fn a_monotonic_clock_read_out_of_order_changes_nothing() {
         let mut clock = ClusterClock::new(DAY, Duration::from_millis(50));
-        let first = clock.read(at(60, DAY + 10)).now_ms;
-        assert_eq!(clock.read(at(55, DAY + 5)).now_ms, first);
+        let first = clock.read(at(60, DAY + 10), 0).now_ms;
+        assert_eq!(clock.read(at(55, DAY + 5), 0).now_ms, first);
     }
 }

@@ -286,7 +286,7 @@ impl Shared {
         Ok(())
     }
 
-    fn instants(&self) -> Instants {
+    pub(crate) fn instants(&self) -> Instants {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Instants {
             monotonic: self.started.elapsed(),
@@ -298,8 +298,7 @@ impl Shared {
     pub(crate) fn stamp(&self) -> u64 {
         let applied = self.published.load().state.now();
         let mut clock = lock(&self.clock);
-        clock.observe(applied);
-        let reading = clock.read(self.instants());
+        let reading = clock.read(self.instants(), applied);
         drop(clock);
         self.note_offset(reading.offset_ms, reading.alarm);
         reading.now_ms
@@ -332,9 +331,7 @@ impl Shared {
             return self.stamp();
         }
         let applied = self.published.load().state.now();
-        let mut clock = lock(&self.clock);
-        clock.observe(applied);
-        clock.follow(self.instants())
+        lock(&self.clock).follow(self.instants(), applied)
     }
 
     /// See [`Node::call`].

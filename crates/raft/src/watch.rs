@@ -65,7 +65,7 @@ pub(crate) async fn follow_raft(shared: Arc<Shared>, raft: Raft) {
         if gained {
             // The state holds every stamp of earlier leaders now; the clock continues from the last.
             let applied = shared.published.load().state.now();
-            lock(&shared.clock).observe(applied);
+            lock(&shared.clock).follow(shared.instants(), applied);
             tracing::info!(node = %shared.node, term = view.term, leading = view.mine.is_some(), "leadership changed");
         }
         shared.leadership.send_if_modified(|current| {
@@ -283,7 +283,7 @@ impl Shared {
     pub(crate) fn note_report(self: &Arc<Self>, from: NodeId, report: Report) {
         if report.role == Role::Leader && self.leadership.borrow().leader == Some(from) {
             // Its clock stamps the entries; this node's estimate continues from it.
-            lock(&self.clock).observe(report.cluster_now);
+            lock(&self.clock).follow(self.instants(), report.cluster_now);
         }
         lock(&self.reports).insert(from, report);
         self.compare_digests();
