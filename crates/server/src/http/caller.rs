@@ -6,13 +6,14 @@
 //! sees and changes nothing, even through a node that lags.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Request, Uri, header};
 use bytes::Bytes;
-use regent_raft::{Proposed, View};
+use regent_raft::{Proposed, ReadError, View};
 use regent_state::record::Role;
 use regent_state::{Caller, Idempotency, Operation, Outcome, Rejection, Request as Proposal, State};
 use regent_types::{AgentId, Code, Principal, Revision, TokenId, UserName};
@@ -24,10 +25,12 @@ use super::idempotency;
 use super::problem::{Failure, Result};
 use super::query::{Consistency, Read};
 use crate::ids::secret_hash;
-use crate::service::{REQUEST_DEADLINE, Service};
+use crate::service::Service;
 
 /// The header that StreamSpace's agents send their key in.
 const AGENT_KEY_HEADER: &str = "x-agent-api-key";
+/// How long a stale read with `min_index` waits for this node to catch up, before the cluster is asked.
+const LAG_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest token that is looked at.
 const MAX_TOKEN_BYTES: usize = 512;
 
@@ -182,7 +185,7 @@ impl Reading {
         };
         let mut view = fresh.unwrap_or_else(|| node.view());
         if let Some(index) = read.min_index.filter(|index| *index > view.revision) {
-            view = node.wait_for(index, Instant::now() + REQUEST_DEADLINE).await?;
+            view = self.at_least(index, read.consistency).await?;
         }
         let caller = self.caller.again(&view.state, node.cluster_now())?;
         Ok(Snapshot {
@@ -190,6 +193,28 @@ impl Reading {
             caller,
             ask_leader: read.consistency == Consistency::Linearizable,
         })
+    }
+
+    /// A view of at least this revision. Waits for a node that lags; a revision that the cluster does
+    /// not have is not waited for: it is of another cluster, or was never given out.
+    async fn at_least(&self, index: Revision, consistency: Consistency) -> Result<Arc<View>> {
+        if consistency == Consistency::Stale {
+            match self
+                .service
+                .node()
+                .wait_for(index, Instant::now() + LAG_PATIENCE)
+                .await
+            {
+                Err(ReadError::Timeout) => {}
+                waited => return Ok(waited?),
+            }
+        }
+        let view = self.service.read().await?;
+        if view.revision < index {
+            let message = format!("the cluster is at {} only", view.revision);
+            return Err(Failure::field("min_index", message).at(view.revision));
+        }
+        Ok(view)
     }
 
     /// The node.

@@ -160,6 +160,20 @@ async fn answers_carry_the_request_id_and_a_revision() {
 }
 
 #[tokio::test]
+async fn a_revision_that_the_cluster_does_not_have_is_refused() {
+    let node = TestNode::start().await;
+    for consistency in ["linearizable", "stale"] {
+        let reply = node
+            .get(&format!(
+                "/api/v1/sessions?min_index=9000000000&consistency={consistency}"
+            ))
+            .await;
+        reply.is_problem(400, "invalid_request");
+        assert_eq!(reply.fields(), ["min_index"]);
+    }
+}
+
+#[tokio::test]
 async fn what_probes_and_people_ask_is_answered() {
     let node = TestNode::start().await;
     let open = async |path: &str| node.call(Method::GET, path, "", Value::Null).await;
