@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::support::TestNode;
+use super::support::{PATIENCE, TestNode};
 
 #[tokio::test]
 async fn a_lease_is_taken_renewed_verified_and_given_back() {
@@ -122,6 +122,44 @@ async fn a_replayed_acquire_gives_the_grant_while_it_stands() {
         .await
         .is(200);
     acquire().await.is_problem(409, "lease_lost");
+}
+
+/// Its TTL counts from the repetition, so the repetition must have renewed it.
+#[tokio::test]
+async fn a_replayed_acquire_begins_the_time_anew() {
+    let node = TestNode::start().await;
+    let acquire = async || {
+        let request = node
+            .as_admin(Method::POST, "/api/v1/leases/l/acquire")
+            .header("idempotency-key", "k");
+        node.send(request.json(&json!({ "holder": "a", "ttlMs": 60_000 })))
+            .await
+            .is(200);
+    };
+    let left = async || {
+        node.get("/api/v1/leases/l").await.body["remainingMs"]
+            .as_u64()
+            .unwrap()
+    };
+    acquire().await;
+    let first = left().await;
+    node.wait("/api/v1/leases/l", |lease| {
+        lease["remainingMs"].as_u64().unwrap() < first - 100
+    })
+    .await;
+    let before = left().await;
+    let renewed = async {
+        // Without a renewal what is left only shrinks, however often one looks.
+        loop {
+            acquire().await;
+            if left().await > before {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed)
+        .await
+        .expect("the repetition renews nothing");
 }
 
 #[tokio::test]
