@@ -19,7 +19,7 @@ pub(crate) struct UsageError(pub(crate) String);
 
 /// Variables that are not settings of `server` or `agent run`: those of the client commands, of
 /// tests, and those that sessions find in their environment.
-const OTHER_VARIABLES: [&str; 14] = [
+const OTHER_VARIABLES: [&str; 17] = [
     "url",
     "token",
     "config",
@@ -33,6 +33,9 @@ const OTHER_VARIABLES: [&str; 14] = [
     "lease_token",
     "agent",
     "user",
+    "fencing_token",
+    "session_dir",
+    "shim_dir",
     "test_keep",
 ];
 

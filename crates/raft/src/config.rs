@@ -131,7 +131,7 @@ impl Default for SnapshotPolicy {
     fn default() -> Self {
         Self {
             every: 50_000,
-            keep: 10_000,
+            keep: 60_000,
         }
     }
 }

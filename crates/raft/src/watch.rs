@@ -101,7 +101,7 @@ fn leadership(me: NodeId, metrics: &Metrics) -> LeadershipView {
 fn note_gauges(metrics: &Metrics) {
     metrics::gauge!("regent_raft_term").set(metrics.current_term as f64);
     metrics::gauge!("regent_raft_is_leader").set(if metrics.state.is_leader() { 1.0 } else { 0.0 });
-    metrics::gauge!("regent_raft_leader").set(metrics.current_leader.unwrap_or(0) as f64);
+    metrics::gauge!("regent_raft_leader_id").set(metrics.current_leader.unwrap_or(0) as f64);
     metrics::gauge!("regent_raft_last_log_index").set(metrics.last_log_index.unwrap_or(0) as f64);
     let applied = metrics.last_applied.as_ref().map_or(0, |log_id| log_id.index);
     metrics::gauge!("regent_raft_applied_index").set(applied as f64);

@@ -20,7 +20,7 @@ use crate::service::Service;
 /// The first user.
 const ADMIN: &str = "admin";
 /// What this version supports; see the feature level in `regent-state`.
-const FEATURE_LEVEL: u32 = 1;
+pub(crate) const FEATURE_LEVEL: u32 = 1;
 /// How long one try takes at most.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between tries.

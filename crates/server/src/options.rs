@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use regent_types::NodeId;
+use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
 /// How often agents send a heartbeat, unless told otherwise.
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ impl Options {
                 self.stale_after, self.heartbeat
             ));
         }
-        if self.stale_after > Duration::from_millis(regent_types::lease::MAX_TTL_MS) {
+        if self.stale_after > Duration::from_millis(MAX_TTL_MS) {
             return Err("the stale time must be at most an hour".to_owned());
         }
         if self
@@ -100,6 +101,12 @@ impl Options {
             ));
         }
         Ok(())
+    }
+
+    /// The TTLs that are granted, in milliseconds.
+    pub(crate) fn ttls(&self) -> std::ops::RangeInclusive<u64> {
+        let min = if self.dev { MIN_TTL_DEV_MS } else { MIN_TTL_MS };
+        min..=MAX_TTL_MS
     }
 
     /// The stale time in milliseconds: the TTL of `agent/{id}` while a gateway holds it.

@@ -27,14 +27,10 @@ pub(crate) fn acquire(txn: &mut Txn<'_>, name: &LeaseName, holder: &str, ttl_ms:
         ));
     };
     if name.as_str().starts_with("agent/") {
-        match (&owner, name.agent()) {
-            (Principal::Agent(id), Some(of)) if *id == of => {}
-            _ => {
-                return Err(Rejection::Forbidden(format!(
-                    "only that agent itself may hold {name}"
-                )));
-            }
-        }
+        // Taken by anybody else it would keep the agent's own connections from leading.
+        return Err(Rejection::Forbidden(format!(
+            "{name} is held by the node that the agent is connected to"
+        )));
     }
     if holder.chars().count() > MAX_HOLDER {
         return Err(invalid(
@@ -56,13 +52,6 @@ pub(crate) fn acquire(txn: &mut Txn<'_>, name: &LeaseName, holder: &str, ttl_ms:
         });
     }
     let token = Token(txn.revision().0);
-    if let Some(agent) = name.agent().and_then(|id| txn.state().agent(&id).cloned()) {
-        let agent = Agent {
-            highest_token: token,
-            ..Agent::clone(&agent)
-        };
-        txn.put_agent(EventKind::AgentUpdated, agent);
-    }
     let lease = Lease {
         name: name.clone(),
         holder: holder.to_owned(),
@@ -92,7 +81,7 @@ pub(crate) fn release(txn: &mut Txn<'_>, name: &LeaseName, token: Token) -> Appl
         return Err(Rejection::LeaseLost);
     }
     end(txn, &lease, EventKind::LeaseReleased, "its lease was released");
-    Ok(Outcome::Done)
+    Ok(Outcome::Lease(lease))
 }
 
 /// Takes a lease from its holder.
@@ -110,7 +99,7 @@ pub(crate) fn force_release(txn: &mut Txn<'_>, name: &LeaseName, reason: &str) -
         reason => format!("its lease was taken by an operator: {reason}"),
     };
     end(txn, &lease, EventKind::LeaseForceReleased, &reason);
-    Ok(Outcome::Done)
+    Ok(Outcome::Lease(lease))
 }
 
 /// Ends the leases whose time is up, as long as the leadership that decided it wrote the entry.

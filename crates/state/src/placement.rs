@@ -50,7 +50,8 @@ pub(crate) fn describe(refusals: &[(AgentId, String)]) -> String {
 
 fn may_take(agent: &Agent, wanted: &Placement) -> bool {
     agent.scheduling == Scheduling::Eligible
-        && !agent.connections.is_empty()
+        // Online is not enough: without a leading connection nobody would take the command.
+        && agent.leading().is_some()
         && mismatch(agent, wanted).is_none()
 }
 
@@ -62,6 +63,9 @@ fn refusal(agent: &Agent, cpu: u64, memory: u64, wanted: &Placement) -> String {
         } else {
             format!("offline ({})", agent.offline_reason)
         };
+    }
+    if agent.leading().is_none() {
+        return "none of its replicas leads".to_owned();
     }
     match agent.scheduling {
         Scheduling::Cordoned => return "cordoned".to_owned(),

@@ -13,7 +13,7 @@ use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use rand::RngExt;
 use regent_state::operation::AgentConnected;
-use regent_state::{Applied, Caller, Operation, Outcome, Request};
+use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
 use regent_types::{CommandId, Epoch, LeaseName, Revision, Token, TokenId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -246,6 +246,15 @@ impl Shell {
                 self.work.push(work.boxed());
             }
             Effect::Acquire { name, ttl_ms } => {
+                let ttls = service.options().ttls();
+                if !ttls.contains(&ttl_ms) {
+                    let refused = Rejection::Invalid {
+                        field: "ttlMs".to_owned(),
+                        message: format!("must be from {} to {}", ttls.start(), ttls.end()),
+                    };
+                    self.work.push(std::future::ready(Done::Granted(name, Ok(Err(refused)))).boxed());
+                    return true;
+                }
                 let holder = format!("{}/{}", self.identity.agent, self.core.replica());
                 let operation = Operation::AcquireLease {
                     name: name.clone(),

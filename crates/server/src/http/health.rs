@@ -9,12 +9,8 @@ use regent_types::cluster::Version;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::bootstrap::FEATURE_LEVEL;
 use crate::service::Service;
-
-/// The protocol that agents speak: 2 is StreamSpace's, 3 ours.
-const AGENT_PROTOCOL: u32 = 3;
-/// The feature level that this program supports.
-const FEATURE_LEVEL: u32 = 1;
 
 /// Whether this node serves.
 #[derive(Debug, Serialize, ToSchema)]
@@ -136,7 +132,7 @@ fn alarm(alarm: &Alarm) -> String {
 pub(super) async fn version() -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        protocol: AGENT_PROTOCOL,
+        protocol: regent_types::frame::PROTOCOL,
         feature_level: FEATURE_LEVEL,
     })
 }

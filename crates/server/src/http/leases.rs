@@ -12,7 +12,6 @@ use regent_raft::ReadError;
 use regent_state::record::{self, Role};
 use regent_state::{Operation, Outcome};
 use regent_types::lease as api;
-use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 use regent_types::{Code, LeaseName, Principal, Revision, Token};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -128,15 +127,11 @@ pub(super) async fn acquire(
             format!("must be 1 to {MAX_HOLDER_CHARS} characters without control characters"),
         ));
     }
-    let min = if writing.service.options().dev {
-        MIN_TTL_DEV_MS
-    } else {
-        MIN_TTL_MS
-    };
-    if !(min..=MAX_TTL_MS).contains(&body.ttl_ms) {
+    let ttls = writing.service.options().ttls();
+    if !ttls.contains(&body.ttl_ms) {
         return Err(Failure::field(
             "ttlMs",
-            format!("must be from {min} to {MAX_TTL_MS}"),
+            format!("must be from {} to {}", ttls.start(), ttls.end()),
         ));
     }
     let operation = Operation::AcquireLease {
