@@ -1,6 +1,7 @@
 //! Black-box tests: the real binary, real processes, real signals. Each test starts a cluster of
 //! its own with `regent dev` on free ports and waits on conditions, never on time.
 
+mod connections;
 mod harness;
 mod smoke;
 mod streamspace;

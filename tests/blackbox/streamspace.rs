@@ -26,7 +26,9 @@ pub(crate) struct Told {
 impl Told {
     /// The session that it is about.
     pub(crate) fn session(&self) -> &str {
-        self.payload["sessionId"].as_str().expect("StreamSpace's agents need the sessionId in the payload")
+        self.payload["sessionId"]
+            .as_str()
+            .expect("StreamSpace's agents need the sessionId in the payload")
     }
 }
 
@@ -51,8 +53,12 @@ impl Streamspace {
             "agentId": id, "platform": "kubernetes", "region": "us-east-1", "capacity": capacity,
             "metadata": { "namespace": "streamspace" },
         });
-        let request = api.with_token("").request(reqwest::Method::POST, "agents/register");
-        let answer = api.send(request.header("X-Agent-API-Key", key).json(&register)).await;
+        let request = api
+            .with_token("")
+            .request(reqwest::Method::POST, "agents/register");
+        let answer = api
+            .send(request.header("X-Agent-API-Key", key).json(&register))
+            .await;
         assert!([200, 201, 202].contains(&answer.status), "{}", answer.text);
         // It reads both from the top level.
         assert_eq!(answer.body["agentId"], id);
@@ -63,7 +69,12 @@ impl Streamspace {
     /// Dials.
     pub(crate) async fn connect(api: &Api, id: &str, key: &str) -> Self {
         let socket = Socket::connect(api, &format!("agent_id={id}"), key).await;
-        let mut agent = Self { id: AgentId::new(id).unwrap(), key: key.to_owned(), socket, pings: 0 };
+        let mut agent = Self {
+            id: AgentId::new(id).unwrap(),
+            key: key.to_owned(),
+            socket,
+            pings: 0,
+        };
         agent.heartbeat(json!("2026-01-01T00:00:00Z"), 0).await;
         agent
     }
@@ -75,8 +86,10 @@ impl Streamspace {
 
     /// A heartbeat with a timestamp of some kind.
     pub(crate) async fn heartbeat(&mut self, timestamp: Value, active: u32) {
-        let payload = json!({ "status": "online", "activeSessions": active, "capacity": { "cpu": "64 cores" } });
-        self.say(json!({ "type": "heartbeat", "timestamp": timestamp, "payload": payload })).await;
+        let payload =
+            json!({ "status": "online", "activeSessions": active, "capacity": { "cpu": "64 cores" } });
+        self.say(json!({ "type": "heartbeat", "timestamp": timestamp, "payload": payload }))
+            .await;
     }
 
     pub(crate) async fn ack(&mut self, told: &Told) {
@@ -84,12 +97,15 @@ impl Streamspace {
     }
 
     pub(crate) async fn complete(&mut self, told: &Told) {
-        let result = json!({ "podName": format!("{}-0", told.payload["sessionId"].as_str().unwrap_or("none")) });
-        self.say(json!({ "type": "complete", "payload": { "commandId": told.id, "result": result } })).await;
+        let result =
+            json!({ "podName": format!("{}-0", told.payload["sessionId"].as_str().unwrap_or("none")) });
+        self.say(json!({ "type": "complete", "payload": { "commandId": told.id, "result": result } }))
+            .await;
     }
 
     pub(crate) async fn fail(&mut self, told: &Told, error: &str) {
-        self.say(json!({ "type": "failed", "payload": { "commandId": told.id, "error": error } })).await;
+        self.say(json!({ "type": "failed", "payload": { "commandId": told.id, "error": error } }))
+            .await;
     }
 
     /// A status frame, which has no timestamp.
@@ -106,11 +122,15 @@ impl Streamspace {
         loop {
             let came = self.socket.next().await;
             let Came::Frame(frame) = &came else { return came };
-            assert!(frame.get("timestamp").is_none(), "its Docker agent cannot read this timestamp: {frame}");
+            assert!(
+                frame.get("timestamp").is_none(),
+                "its Docker agent cannot read this timestamp: {frame}"
+            );
             match frame["type"].as_str() {
                 Some("ping") => {
                     self.pings += 1;
-                    self.say(json!({ "type": "pong", "timestamp": 1_767_225_600 })).await;
+                    self.say(json!({ "type": "pong", "timestamp": 1_767_225_600 }))
+                        .await;
                 }
                 Some("command" | "shutdown") => return came,
                 _ => panic!("a v2 agent was sent {frame}"),
@@ -124,7 +144,11 @@ impl Streamspace {
             Came::Frame(frame) if frame["type"] == "command" => {
                 let payload = &frame["payload"];
                 let text = |name: &str| payload[name].as_str().unwrap().to_owned();
-                Told { id: text("commandId"), action: text("action"), payload: payload["payload"].clone() }
+                Told {
+                    id: text("commandId"),
+                    action: text("action"),
+                    payload: payload["payload"].clone(),
+                }
             }
             other => panic!("instead of a command came {other:?}"),
         }

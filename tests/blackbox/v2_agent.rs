@@ -54,14 +54,26 @@ async fn a_streamspace_agent_is_served_for_the_whole_life_of_a_session() {
     let payload = &start.payload;
     assert_eq!(payload["user"], "admin");
     assert_eq!(payload["template"], "firefox-browser");
-    assert_eq!((&payload["memory"], &payload["cpu"]), (&json!("1Gi"), &json!("1")));
-    assert_eq!((&payload["persistentHome"], &payload["tags"]), (&json!(true), &json!(["a"])));
+    assert_eq!(
+        (&payload["memory"], &payload["cpu"]),
+        (&json!("1Gi"), &json!("1"))
+    );
+    assert_eq!(
+        (&payload["persistentHome"], &payload["tags"]),
+        (&json!(true), &json!(["a"]))
+    );
     assert_eq!(payload["idleTimeout"], "30m");
     let manifest = &payload["templateManifest"];
     assert_eq!(manifest["metadata"]["name"], "firefox-browser");
-    assert_eq!(manifest["spec"]["baseImage"], "lscr.io/linuxserver/firefox:latest");
+    assert_eq!(
+        manifest["spec"]["baseImage"],
+        "lscr.io/linuxserver/firefox:latest"
+    );
     assert_eq!(manifest["spec"]["ports"][0]["containerPort"], 3000);
-    assert_eq!(manifest["spec"]["env"][0], json!({ "name": "PUID", "value": "1000" }));
+    assert_eq!(
+        manifest["spec"]["env"][0],
+        json!({ "name": "PUID", "value": "1000" })
+    );
     assert_eq!(manifest["kind"], "Template");
     session_state(&client, &session.name, SessionState::Starting).await;
     agent.complete(&start).await;
@@ -101,13 +113,24 @@ async fn a_streamspace_agent_is_pinged_and_may_stamp_its_frames_as_it_likes() {
     let dev = Dev::start();
     let mut agent = Streamspace::start(&dev.api(0), "k8s").await;
     dev.agent_online(&agent.id).await;
-    for timestamp in [json!(1_767_225_600), json!(1_767_225_600_000_u64), json!("2026-01-01T00:00:00+02:00"), Value::Null] {
+    for timestamp in [
+        json!(1_767_225_600),
+        json!(1_767_225_600_000_u64),
+        json!("2026-01-01T00:00:00+02:00"),
+        Value::Null,
+    ] {
         agent.heartbeat(timestamp, 3).await;
     }
     // Fields beside the type, no payload, types of its streams.
-    agent.say(json!({ "type": "heartbeat", "status": "online", "activeSessions": 1 })).await;
-    agent.say(json!({ "type": "vnc_ready", "payload": { "sessionId": "x", "vncPort": 5900 } })).await;
-    agent.say(json!({ "type": "vnc_data", "sessionId": "x", "data": "aGVsbG8=" })).await;
+    agent
+        .say(json!({ "type": "heartbeat", "status": "online", "activeSessions": 1 }))
+        .await;
+    agent
+        .say(json!({ "type": "vnc_ready", "payload": { "sessionId": "x", "vncPort": 5900 } }))
+        .await;
+    agent
+        .say(json!({ "type": "vnc_data", "sessionId": "x", "data": "aGVsbG8=" }))
+        .await;
     let api = dev.api(0);
     let counted = eventually("vnc frames counted", || async {
         let counted = api.metric("regent_agent_frames_ignored_total", "unknown").await;
@@ -122,7 +145,10 @@ async fn a_streamspace_agent_is_pinged_and_may_stamp_its_frames_as_it_likes() {
         assert_eq!(came, Came::Frame(json!({ "type": "ping", "payload": {} })));
         agent.pings += 1;
     }
-    assert_eq!(dev.client().agent(&agent.id).await.unwrap().status, AgentStatus::Online);
+    assert_eq!(
+        dev.client().agent(&agent.id).await.unwrap().status,
+        AgentStatus::Online
+    );
 }
 
 #[tokio::test]
@@ -142,7 +168,11 @@ async fn a_streamspace_agent_may_read_nothing_while_a_session_starts() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let seen = client.agent(&agent.id).await.unwrap();
-    assert_eq!(seen.status, AgentStatus::Online, "it stays online past the 4 s of other agents");
+    assert_eq!(
+        seen.status,
+        AgentStatus::Online,
+        "it stays online past the 4 s of other agents"
+    );
     agent.ack(&start).await;
     agent.complete(&start).await;
     session_state(&client, &first.name, SessionState::Running).await;
@@ -151,7 +181,10 @@ async fn a_streamspace_agent_may_read_nothing_while_a_session_starts() {
     agent.complete(&start).await;
     session_state(&client, &second.name, SessionState::Running).await;
     for session in [&first, &second] {
-        let commands = api.get(&format!("commands?session={}", session.name)).await.ok(200);
+        let commands = api
+            .get(&format!("commands?session={}", session.name))
+            .await
+            .ok(200);
         assert_eq!(commands["commands"][0]["attempts"], 1, "sent once: {commands}");
     }
 }
@@ -165,11 +198,16 @@ async fn command_error_reads_as_failed() {
     dev.agent_online(&agent.id).await;
     let session = create(&api).await;
     let start = agent.told_to("start_session").await;
-    agent.say(json!({ "type": "command_error", "commandId": start.id, "error": "no such image" })).await;
+    agent
+        .say(json!({ "type": "command_error", "commandId": start.id, "error": "no such image" }))
+        .await;
     let failed = session_state(&client, &session.name, SessionState::Failed).await;
     assert!(failed.reason.contains("no such image"), "{}", failed.reason);
     let command = api.get(&format!("commands/{}", start.id)).await.ok(200);
-    assert_eq!((&command["status"], &command["error"]), (&json!("failed"), &json!("no such image")));
+    assert_eq!(
+        (&command["status"], &command["error"]),
+        (&json!("failed"), &json!("no such image"))
+    );
     // What it may have left behind is cleaned up.
     let stop = agent.told_to("stop_session").await;
     assert_eq!(stop.session(), session.name.as_str());
@@ -188,18 +226,33 @@ async fn a_streamspace_agent_is_told_shutdown_and_goes_on_at_another_node() {
     session_state(&client, &session.name, SessionState::Running).await;
 
     send(dev.file.nodes[2].pid, Signal::TERM);
-    let Came::Frame(frame) = agent.next().await else { panic!("closed without a shutdown frame") };
+    let Came::Frame(frame) = agent.next().await else {
+        panic!("closed without a shutdown frame")
+    };
     assert_eq!(frame["type"], "shutdown");
-    assert_eq!(agent.socket().closed().await.0, 1001, "a node that stops is going away");
+    assert_eq!(
+        agent.socket().closed().await.0,
+        1001,
+        "a node that stops is going away"
+    );
 
     let (id, key) = (agent.id.clone(), agent.key.clone());
     let mut agent = Streamspace::connect(&api, id.as_str(), &key).await;
     dev.agent_online(&id).await;
-    assert_eq!(client.session(&session.name).await.unwrap().state, SessionState::Running, "it was not lost");
+    assert_eq!(
+        client.session(&session.name).await.unwrap().state,
+        SessionState::Running,
+        "it was not lost"
+    );
     api.delete(&format!("sessions/{}", session.name)).await.ok(202);
     let stop = agent.told_to("stop_session").await;
     agent.complete(&stop).await;
-    session_state(&client, &SessionName::new(session.name.as_str()).unwrap(), SessionState::Terminated).await;
+    session_state(
+        &client,
+        &SessionName::new(session.name.as_str()).unwrap(),
+        SessionState::Terminated,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -209,9 +262,14 @@ async fn a_silent_agent_is_served_as_streamspace_s() {
     let key = Streamspace::key(&api, "silent").await;
     Streamspace::register(&api, "silent", &key).await;
     let registered = api.get("agents/silent").await.ok(200);
-    assert_eq!(registered["status"], "offline", "registration alone makes nobody online");
+    assert_eq!(
+        registered["status"], "offline",
+        "registration alone makes nobody online"
+    );
     let mut socket = crate::wire::Socket::connect(&api, "agent_id=silent", &key).await;
     dev.agent_online(&AgentId::new("silent").unwrap()).await;
-    let Came::Frame(frame) = socket.next().await else { panic!("closed") };
+    let Came::Frame(frame) = socket.next().await else {
+        panic!("closed")
+    };
     assert_eq!(frame["type"], "ping");
 }

@@ -27,7 +27,10 @@ pub(crate) struct Answer {
 impl Answer {
     /// A header's text; empty when it is absent.
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// The body of an answer that must have this status.
@@ -40,7 +43,12 @@ impl Answer {
     /// The body of a refusal, which must be a problem document of this status and code.
     #[track_caller]
     pub(crate) fn problem(self, status: u16, code: &str) -> Value {
-        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        assert_eq!(
+            (self.status, self.body["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            self.text
+        );
         self.is_a_problem();
         self.body
     }
@@ -48,10 +56,19 @@ impl Answer {
     /// Checks that it is a whole problem document.
     #[track_caller]
     pub(crate) fn is_a_problem(&self) {
-        assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.text);
+        assert_eq!(
+            self.header("content-type"),
+            "application/problem+json",
+            "{}",
+            self.text
+        );
         assert_eq!(self.body["status"], self.status, "{}", self.text);
         for member in ["type", "title", "detail", "code", "requestId"] {
-            assert!(self.body[member].as_str().is_some_and(|text| !text.is_empty()), "no {member}: {}", self.text);
+            assert!(
+                self.body[member].as_str().is_some_and(|text| !text.is_empty()),
+                "no {member}: {}",
+                self.text
+            );
         }
         assert_eq!(self.body["requestId"], self.header("x-request-id"));
     }
@@ -59,7 +76,10 @@ impl Answer {
     /// The fields that a problem names.
     pub(crate) fn fields(&self) -> Vec<String> {
         let fields = self.body["fields"].as_array().cloned().unwrap_or_default();
-        fields.iter().filter_map(|field| Some(field["field"].as_str()?.to_owned())).collect()
+        fields
+            .iter()
+            .filter_map(|field| Some(field["field"].as_str()?.to_owned()))
+            .collect()
     }
 }
 
@@ -85,18 +105,29 @@ impl Dev {
 impl Api {
     /// The same node as another caller; nobody for an empty token.
     pub(crate) fn with_token(&self, token: &str) -> Self {
-        Self { token: token.to_owned(), ..self.clone() }
+        Self {
+            token: token.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// A request to a path under `/api/v1`, or to one that begins with another `/`.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, self.url(path));
-        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+        if self.token.is_empty() {
+            request
+        } else {
+            request.bearer_auth(&self.token)
+        }
     }
 
     /// The URL of a path: `sessions` is under `/api/v1`, `/health` is not.
     pub(crate) fn url(&self, path: &str) -> String {
-        if path.starts_with('/') { format!("{}{path}", self.base) } else { format!("{}/api/v1/{path}", self.base) }
+        if path.starts_with('/') {
+            format!("{}{path}", self.base)
+        } else {
+            format!("{}/api/v1/{path}", self.base)
+        }
     }
 
     /// Sends a request.
@@ -105,7 +136,12 @@ impl Api {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.unwrap();
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Answer { status, headers, text, body }
+        Answer {
+            status,
+            headers,
+            text,
+            body,
+        }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -126,7 +162,12 @@ impl Api {
 
     /// A POST under an idempotency key.
     pub(crate) async fn post_once(&self, path: &str, key: &str, body: Value) -> Answer {
-        self.send(self.request(Method::POST, path).header("idempotency-key", key).json(&body)).await
+        self.send(
+            self.request(Method::POST, path)
+                .header("idempotency-key", key)
+                .json(&body),
+        )
+        .await
     }
 
     /// Makes a user, as the admin, and gives the same API as that user.
@@ -141,14 +182,21 @@ impl Api {
     pub(crate) async fn agent(&self, register: Value) -> String {
         let id = register["agentId"].as_str().unwrap().to_owned();
         self.post("agents/register", register).await.ok(201);
-        self.post(&format!("agents/{id}/token"), json!({})).await.ok(201)["token"].as_str().unwrap().to_owned()
+        self.post(&format!("agents/{id}/token"), json!({})).await.ok(201)["token"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     /// The value of a metric, summed over all of its labels that contain a text.
     pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.get("/metrics").await.text;
-        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        let lines = text
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 }
 
@@ -176,9 +224,13 @@ impl Socket {
 
     /// The same; a refusal's status.
     pub(crate) async fn try_connect(api: &Api, query: &str, key: &str) -> Result<Self, u16> {
-        let url = api.url(&format!("agents/connect?{query}")).replacen("http", "ws", 1);
+        let url = api
+            .url(&format!("agents/connect?{query}"))
+            .replacen("http", "ws", 1);
         let mut request = url.into_client_request().unwrap();
-        request.headers_mut().insert("X-Agent-API-Key", key.parse().unwrap());
+        request
+            .headers_mut()
+            .insert("X-Agent-API-Key", key.parse().unwrap());
         match tokio_tungstenite::connect_async(request).await {
             Ok((stream, _)) => Ok(Self { stream }),
             Err(tokio_tungstenite::tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
@@ -213,7 +265,9 @@ impl Socket {
             let message = tokio::time::timeout_at(deadline, self.stream.next()).await.ok()?;
             return Some(match message {
                 Some(Ok(Message::Text(text))) => Came::Frame(serde_json::from_str(&text).unwrap()),
-                Some(Ok(Message::Close(Some(frame)))) => Came::Closed(frame.code.into(), frame.reason.to_string()),
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    Came::Closed(frame.code.into(), frame.reason.to_string())
+                }
                 Some(Ok(Message::Close(None)) | Err(_)) | None => Came::Closed(1006, String::new()),
                 Some(Ok(_)) => continue,
             });
