@@ -212,6 +212,11 @@ impl ControlSession {
             if let ObservedState::Exited(exit) = one.state {
                 self.note_exit(&one.session, one.generation, exit);
                 self.ended.told(&one.session, now);
+                // It did not end, it was taken along: by `dev`, or with the machine. Not said, it counts as
+                // missing, and what shall run is started again.
+                if exit == Exit::Unknown {
+                    continue;
+                }
             } else {
                 self.live.insert(one.session.clone(), one.generation);
                 self.ended.forget(&one.session);

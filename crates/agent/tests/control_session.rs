@@ -126,6 +126,27 @@ fn up() -> ControlSession {
     session
 }
 
+/// A second start of `regent dev` on the same folder after -9, or a reboot: every session came back as
+/// failed, since its exit without a record was told as one of its own.
+#[test]
+fn a_session_that_was_taken_along_is_missing_and_not_failed() {
+    let mut session = ControlSession::new(Known::default());
+    session.connected(
+        0,
+        &[
+            observed("a", ObservedState::Exited(Exit::Unknown)),
+            observed("b", ObservedState::Running),
+        ],
+    );
+    assert_eq!(effects(&mut session), ["hello 1"]);
+    session.frame(0, welcome(&cluster(0)));
+    assert_eq!(
+        effects(&mut session),
+        ["remember 0"],
+        "and no status says that it failed"
+    );
+}
+
 #[test]
 fn hello_comes_first_and_says_all_that_is_here_also_what_has_ended() {
     let mut session = ControlSession::new(Known::default());
