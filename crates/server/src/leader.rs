@@ -116,15 +116,14 @@ impl Leader {
             .get()
             .ok_or_else(|| ReadError::Stopped("the node is starting".to_owned()))?;
         if let Ask::Renew(leases) = ask {
-            let (leadership, view) = node.confirm(deadline).await?;
-            return self.renew(leadership, &view, &leases);
+            let (leadership, _confirmed) = node.confirm(deadline).await?;
+            return self.renew(leadership, &leases);
         }
         let Some(leadership) = node.leadership().borrow().mine else {
             return Err(not_leading());
         };
-        let view = node.view();
         let cluster_now = node.cluster_now();
-        let mut desk = self.desk(leadership, &view)?;
+        let (mut desk, view) = self.desk(leadership)?;
         let desk = desk.as_mut().expect("a desk was just made");
         Ok(match ask {
             Ask::Renew(_) => unreachable!("answered above"),
@@ -160,50 +159,27 @@ impl Leader {
     }
 
     /// What is known of idleness; `None` when this leadership is not (or no longer) ours.
-    pub(crate) fn idleness(&self, leadership: Leadership, view: &View) -> Option<Idleness> {
-        let desk = self.desk(leadership, view).ok()?;
+    pub(crate) fn idleness(&self, leadership: Leadership) -> Option<Idleness> {
+        let (desk, _) = self.desk(leadership).ok()?;
         desk.as_ref().map(|desk| Idleness {
             since: desk.since,
             activity: desk.activity.clone(),
         })
     }
 
-    fn renew(
-        &self,
-        leadership: Leadership,
-        view: &View,
-        leases: &[(LeaseName, Token)],
-    ) -> Result<Answer, ReadError> {
-        let mut desk = self.desk(leadership, view)?;
+    fn renew(&self, leadership: Leadership, leases: &[(LeaseName, Token)]) -> Result<Answer, ReadError> {
+        let (mut desk, view) = self.desk(leadership)?;
         let desk = desk.as_mut().expect("a desk was just made");
-        let now = boot_ms();
-        let mut ttls = Vec::with_capacity(leases.len());
-        for (name, token) in leases {
-            let current = view.state.lease(name).filter(|lease| lease.token == *token);
-            let ttl = match current {
-                Some(lease) => {
-                    // Not yet in the clock if it was granted in this very view; else this changes nothing.
-                    desk.clock.granted(name.clone(), lease.token, lease.ttl_ms, now);
-                    desk.clock.renew(name, *token, now)
-                }
-                None => None,
-            };
-            if ttl.is_some()
-                && let Some(agent) = name.agent()
-            {
-                desk.heard.insert(agent, wall_now().0);
-            }
-            ttls.push(ttl);
-        }
-        if desk.heard.len() > view.state.agents().len() + SLACK {
-            desk.heard.retain(|agent, _| view.state.agent(agent).is_some());
-        }
-        Ok(Answer::Times(ttls))
+        Ok(Answer::Times(desk.renew(&view.state, leases, boot_ms())))
     }
 
-    /// The desk of this leadership, following the view; refused when a newer one has begun.
-    fn desk(&self, leadership: Leadership, view: &View) -> Result<MutexGuard<'_, Option<Desk>>, ReadError> {
+    /// The desk of this leadership and the view that it has followed to; refused when a newer leadership
+    /// has begun. The view is taken under the lock, so a desk never sees an older one than before: in an
+    /// older one a lease stands whose expiry it has seen already.
+    fn desk(&self, leadership: Leadership) -> Result<(MutexGuard<'_, Option<Desk>>, Arc<View>), ReadError> {
+        let node = self.node.get().ok_or_else(not_leading)?;
         let mut guard = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = node.view();
         let now = boot_ms();
         match guard.as_mut() {
             Some(desk) if desk.clock.leadership() == leadership => desk.follow(&view.state, now),
@@ -217,7 +193,7 @@ impl Leader {
                 *guard = Some(Desk::new(leadership, &view.state, now));
             }
         }
-        Ok(guard)
+        Ok((guard, view))
     }
 }
 
@@ -260,6 +236,29 @@ impl Desk {
         }
     }
 
+    /// Renews what is held in `state`, which the desk has followed, and not being expired.
+    fn renew(&mut self, state: &State, leases: &[(LeaseName, Token)], now: u64) -> Vec<Option<u64>> {
+        let mut ttls = Vec::with_capacity(leases.len());
+        for (name, token) in leases {
+            // Whatever `state` holds is in the clock, since the desk has followed it. What the clock does
+            // not have is over, and must not come back by a renewal.
+            let ttl = state
+                .lease(name)
+                .filter(|lease| lease.token == *token)
+                .and_then(|_| self.clock.renew(name, *token, now));
+            if ttl.is_some()
+                && let Some(agent) = name.agent()
+            {
+                self.heard.insert(agent, wall_now().0);
+            }
+            ttls.push(ttl);
+        }
+        if self.heard.len() > state.agents().len() + SLACK {
+            self.heard.retain(|agent, _| state.agent(agent).is_some());
+        }
+        ttls
+    }
+
     fn agree(&mut self, state: &State, now: u64) {
         let held = state
             .leases()
@@ -284,7 +283,7 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
             if compare {
                 compared = Instant::now();
             }
-            let (due, next) = leader.look(mine, &node.view(), compare);
+            let (due, next) = leader.look(mine, compare);
             if !due.is_empty() {
                 tokio::spawn(expire(node.clone(), mine, due));
             }
@@ -301,8 +300,8 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
 
 impl Leader {
     /// What is due now, and how long until something is.
-    fn look(&self, mine: Leadership, view: &View, compare: bool) -> (Vec<(LeaseName, Token)>, Duration) {
-        let Ok(mut desk) = self.desk(mine, view) else {
+    fn look(&self, mine: Leadership, compare: bool) -> (Vec<(LeaseName, Token)>, Duration) {
+        let Ok((mut desk, view)) = self.desk(mine) else {
             return (Vec::new(), CHECK_EVERY);
         };
         let desk = desk.as_mut().expect("a desk was just made");
@@ -370,4 +369,84 @@ pub(crate) fn boot_ms() -> u64 {
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
     seconds * 1_000 + nanos / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use regent_state::Meta;
+    use regent_state::operation::InitCluster;
+    use regent_types::{ClusterId, NodeId, Revision, TokenId, UserName};
+
+    const LEADERSHIP: Leadership = Leadership {
+        term: 3,
+        node: NodeId(1),
+    };
+    const TTL: u64 = 1_000;
+
+    fn apply(state: &mut State, caller: Caller, operation: Operation) {
+        let meta = Meta {
+            revision: Revision(state.revision().0 + 1),
+            leadership: LEADERSHIP,
+            at: 1,
+        };
+        let request = Request {
+            caller,
+            idempotency: None,
+            operation,
+        };
+        state.apply(&meta, &request).unwrap();
+    }
+
+    /// A state in which the lease `a` is held.
+    fn held() -> (State, LeaseName, Token) {
+        let mut state = State::new();
+        let token = TokenId::new("t").unwrap();
+        let init = InitCluster {
+            cluster_id: ClusterId::new("c").unwrap(),
+            feature_level: 1,
+            admin: UserName::new("admin").unwrap(),
+            password_hash: None,
+            token: Some((token.clone(), [1; 32])),
+        };
+        apply(&mut state, Caller::Node(NodeId(1)), Operation::InitCluster(init));
+        let name = LeaseName::new("a").unwrap();
+        let acquire = Operation::AcquireLease {
+            name: name.clone(),
+            holder: "h".to_owned(),
+            ttl_ms: TTL,
+        };
+        apply(&mut state, Caller::Token(token), acquire);
+        let token = state.lease(&name).unwrap().token;
+        (state, name, token)
+    }
+
+    #[test]
+    fn a_grant_is_renewed_in_the_very_view_that_brings_it() {
+        let (state, name, token) = held();
+        let mut desk = Desk::new(LEADERSHIP, &State::new(), 0);
+        desk.follow(&state, 10);
+        assert_eq!(desk.renew(&state, &[(name, token)], 20), [Some(TTL)]);
+    }
+
+    /// A keepalive that was confirmed just before the expiry was applied and is answered just after: a
+    /// holder that is told "renewed" then would hold on beside the next one.
+    #[test]
+    fn a_lease_whose_expiry_was_seen_is_not_renewed_from_an_older_view() {
+        let (old, name, token) = held();
+        let mut desk = Desk::new(LEADERSHIP, &old, 0);
+        let due = desk.clock.due(TTL * 2, 1);
+        let mut new = old.clone();
+        apply(
+            &mut new,
+            Caller::Node(NodeId(1)),
+            Operation::ExpireLeases {
+                leadership: LEADERSHIP,
+                leases: due,
+            },
+        );
+        desk.follow(&new, TTL * 2);
+        assert_eq!(desk.renew(&old, &[(name, token)], TTL * 2), [None]);
+        assert_eq!(desk.clock.next_due(), None);
+    }
 }

@@ -61,7 +61,7 @@ async fn look(service: &Service, leader: &Leader, mine: Leadership, tried: &mut 
     let view = service.node().view();
     let now = service.node().cluster_now();
     // No answer means that a newer leadership has begun.
-    let Some(idleness) = leader.idleness(mine, &view) else {
+    let Some(idleness) = leader.idleness(mine) else {
         return PERIOD;
     };
     let due = due::look(
