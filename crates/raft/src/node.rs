@@ -174,6 +174,12 @@ impl Node {
         }
     }
 
+    /// Why nobody may get an answer from this node, not even a stale one, if that is so: its state is wrong,
+    /// its store has failed, or it is stopping.
+    pub fn out_of_service(&self) -> Option<String> {
+        self.shared.halted()
+    }
+
     /// Makes this node's apply differ from the others' from now on: a fault, so that tests can see it
     /// noticed.
     #[cfg(feature = "faults")]

@@ -377,6 +377,8 @@ async fn a_node_that_differs_from_the_majority_stops_serving() -> Test {
         (cluster.nodes[&odd].status().health == Health::Diverged).then_some(())
     })
     .await;
+    assert!(cluster.nodes[&odd].out_of_service().is_some());
+    assert_eq!(cluster.nodes[&other].out_of_service(), None);
     assert!(matches!(
         cluster.nodes[&odd].read(soon()).await,
         Err(ReadError::Stopped(_))

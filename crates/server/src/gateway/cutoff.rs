@@ -4,6 +4,7 @@
 //! to its agents nor renew their leases. If it kept their sockets they would be lost when their stale
 //! time is over, though another node could serve them. So while it holds agents it makes sure of a
 //! confirmed round now and then (outside the log), and when there was none for too long, closes them.
+//! The same goes for a node that is out of service: what it would send comes from a wrong state.
 
 use std::time::Duration;
 
@@ -35,7 +36,12 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
         // Of this stretch of holding agents: before it nobody asked for rounds.
         let began = tokio::time::Instant::now();
         while *count.borrow() > 0 {
-            if silence(&service, began) > patience {
+            if let Some(why) = service.node().out_of_service() {
+                tracing::warn!(agents = *count.borrow(), why, "out of service; the agents are let go");
+                service
+                    .registry()
+                    .let_go("this node is out of service; connect to another");
+            } else if silence(&service, began) > patience {
                 metrics::counter!("regent_agents_let_go_total").increment(1);
                 tracing::warn!(
                     agents = *count.borrow(),

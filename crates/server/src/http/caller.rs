@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::body;
 use super::idempotency;
-use super::problem::{Failure, Result};
+use super::problem::{Failure, Result, not_serving};
 use super::query::{Consistency, Read};
 use crate::ids::secret_hash;
 use crate::service::Service;
@@ -179,6 +179,10 @@ impl Reading {
     /// The view that the caller asked for.
     pub(super) async fn view(&self, read: Read) -> Result<Snapshot> {
         let node = self.service.node();
+        // A stale answer may be old, but never wrong: not from a state that differs from the majority's.
+        if let Some(why) = node.out_of_service() {
+            return Err(not_serving(why));
+        }
         let fresh = match read.consistency {
             Consistency::Linearizable => Some(self.service.read().await?),
             Consistency::Stale => None,

@@ -201,6 +201,9 @@ impl Watcher {
         let mut applied = self.service.node().applied();
         loop {
             applied.borrow_and_update();
+            if self.service.node().out_of_service().is_some() {
+                return; // the watcher goes on at another node
+            }
             match self.batch() {
                 Batch::Events(events) => {
                     for event in events {
