@@ -88,7 +88,8 @@ fn is_final(applied: &Applied) -> bool {
             | Rejection::Superseded
             | Rejection::WrongLeadership
             | Rejection::Identity(_)
-            | Rejection::NameTaken(_) => false,
+            | Rejection::NameTaken(_)
+            | Rejection::Busy(_) => false,
         },
     }
 }
@@ -307,6 +308,19 @@ mod tests {
         other.skew(1);
         assert_eq!(apply(&mut one, 1, 5, init()), apply(&mut other, 1, 5, init()));
         assert_ne!(one.digest(), other.digest());
+    }
+
+    /// A retry under the same key must be able to succeed once there is room.
+    #[test]
+    fn a_refusal_that_passes_is_not_recorded() {
+        let full = Rejection::Busy("10000 commands wait".to_owned());
+        for (rejection, recorded) in [
+            (full, false),
+            (Rejection::NoAgents(Vec::new()), false),
+            (Rejection::WrongState("it has ended".to_owned()), true),
+        ] {
+            assert_eq!(is_final(&Err(rejection.clone())), recorded, "{rejection}");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn custom(txn: &mut Txn<'_>, op: &CreateCommand) -> Applied {
         generation = session.generation;
     }
     if txn.state().queue(&op.agent).take(MAX_QUEUE).count() == MAX_QUEUE {
-        return Err(Rejection::WrongState(format!(
+        return Err(Rejection::Busy(format!(
             "{MAX_QUEUE} commands wait for agent {}; no more are taken until it has done some",
             op.agent
         )));

@@ -157,4 +157,7 @@ pub enum Rejection {
     /// A session's name was taken by another one at the same moment; make another name.
     #[error("session {0} exists already")]
     NameTaken(SessionName),
+    /// A queue is full just now.
+    #[error("{0}")]
+    Busy(String),
 }

@@ -20,7 +20,7 @@ const RETRY_AFTER_ELECTION: u64 = 1;
 const RETRY_AFTER_QUORUM: u64 = 2;
 /// Seconds after which a caller may try again when a queue was full.
 const RETRY_AFTER_BUSY: u64 = 1;
-/// Seconds after which a caller may try again when no agent had room.
+/// Seconds after which a caller may try again when no agent had room, or one's queue was full.
 const RETRY_AFTER_AGENTS: u64 = 5;
 
 /// A request that was not done, or may not have been.
@@ -153,6 +153,7 @@ impl From<Rejection> for Failure {
                 .with("holder", holder)
                 .with("token", token.0),
             Rejection::LeaseLost => Problem::new(Code::LeaseLost, text),
+            Rejection::Busy(why) => return Self::busy(why, RETRY_AFTER_AGENTS),
             Rejection::IdempotencyKeyReused => Problem::new(Code::IdempotencyKeyReused, text),
             // The rest answers gateways and reconcilers; a REST call meets it only by a fault of ours.
             Rejection::Superseded
