@@ -1,8 +1,10 @@
 //! Black-box tests: the real binary, real processes, real signals. Each test starts a cluster of
 //! its own with `regent dev` on free ports and waits on conditions, never on time.
 
+mod auth;
 mod connections;
 mod harness;
+mod leases;
 mod smoke;
 mod streamspace;
 mod v2_agent;
