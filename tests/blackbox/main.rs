@@ -7,5 +7,6 @@ mod harness;
 mod leases;
 mod smoke;
 mod streamspace;
+mod streamspace_faults;
 mod v2_agent;
 mod wire;
