@@ -48,6 +48,10 @@ fn too_large() -> Failure {
 /// Parses a body that must be there.
 pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
     check_content_type(headers)?;
+    // serde would read an array as the fields of a struct in their order, which no schema promises.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Failure::field("body", "must be a JSON object, not an array"));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -133,7 +137,14 @@ mod tests {
         assert!(refused(r#"{"template":"demo","tags":["a",1]}"#).contains("\"tags[1]\""));
         assert!(refused("{}").contains("missing field `template`"));
         assert!(refused(r#"{"template":"demo","colour":1}"#).contains("colour"));
-        assert!(refused("[]").contains("body"));
+    }
+
+    /// An array was read as the fields in their order, so that `["h", 5000]` acquired a lease.
+    #[test]
+    fn an_array_is_no_object() {
+        for body in ["[]", r#"["admin","demo",{},false,null,null,[],{},"reject"]"#] {
+            assert!(refused(body).contains("not an array"), "{body}");
+        }
     }
 
     #[test]
