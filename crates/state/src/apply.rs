@@ -29,7 +29,7 @@ impl State {
             return Err(Rejection::Identity("the cluster has no identity yet".to_owned()));
         }
         let actor = Actor::resolve(self, &request.caller)?;
-        if let Some(applied) = request.idempotency.as_ref().and_then(|key| self.replay(key)) {
+        if let Some(applied) = self.replay(request) {
             return applied;
         }
         let mut txn = Txn::new(self, meta, actor);
@@ -49,14 +49,20 @@ impl State {
     }
 
     /// What was answered before under that key, if anything was.
-    fn replay(&self, given: &Idempotency) -> Option<Applied> {
+    fn replay(&self, request: &Request) -> Option<Applied> {
+        let given = request.idempotency.as_ref()?;
         let recorded = self.recorded.get(&given.key)?;
         if recorded.body != given.body {
             return Some(Err(Rejection::IdempotencyKeyReused));
         }
         Some(match &recorded.applied {
-            // A grant that is over must not be taken for one that holds.
-            Ok(Outcome::Lease(lease)) if !self.holds(&lease.name, lease.token) => Err(Rejection::LeaseLost),
+            // A grant that is over must not be taken for one that holds. What a release answers is over.
+            Ok(Outcome::Lease(lease))
+                if matches!(request.operation, Operation::AcquireLease { .. })
+                    && !self.holds(&lease.name, lease.token) =>
+            {
+                Err(Rejection::LeaseLost)
+            }
             Ok(outcome) => Ok(Outcome::Replayed(Box::new(outcome.clone()))),
             Err(rejection) => Err(rejection.clone()),
         })
