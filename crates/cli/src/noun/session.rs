@@ -256,6 +256,10 @@ fn action(format: Format, action: &SessionAction) -> anyhow::Result<()> {
 }
 
 async fn watch(client: &Client, name: Option<SessionName>, format: Format) -> anyhow::Result<()> {
+    if let Some(name) = &name {
+        // Nothing would ever happen to a session that does not exist.
+        client.session(name).await?;
+    }
     let mut events = client.events(EventFilter::default());
     while let Some(event) = events.next().await {
         let event = event?;
