@@ -31,6 +31,10 @@ const SHIM_WAIT: Duration = Duration::from_secs(4);
 /// The grace of a generation that is replaced, and of a session that hibernates by ending.
 const REPLACE_GRACE: Duration = Duration::from_secs(10);
 
+/// How often a list looks again at sessions that are being replaced just then. One that is still not
+/// settled is left out: the action that is at it tells how it went.
+const LOOKS_AGAIN: usize = 3;
+
 /// A session that was started, or found to be there.
 #[derive(Debug)]
 pub(super) struct Launched {
@@ -59,6 +63,13 @@ struct Look {
     observed: Observed,
     watch: Option<ProcessId>,
     launch: Option<Launch>,
+}
+
+impl Look {
+    /// Whether there is a record of its start, no process, and no record of its end.
+    fn is_gone_without_a_word(&self) -> bool {
+        self.observed.state == ObservedState::Exited(Exit::Unknown)
+    }
 }
 
 #[derive(Debug)]
@@ -243,9 +254,30 @@ impl Engine {
         let scan = Scan::take().map_err(io_error("cannot read /proc"))?;
         folders.extend(scan.folders(&sessions));
         let mut found = Vec::with_capacity(folders.len());
+        let mut doubtful = Vec::new();
         for path in folders {
-            if let Some(look) = self.look(&SessionFolder { path }, &scan)? {
-                found.push((look.observed, look.watch));
+            let folder = SessionFolder { path };
+            match self.look(&folder, &scan)? {
+                Some(look) if look.is_gone_without_a_word() => doubtful.push((folder, look.observed.pid)),
+                Some(look) => found.push((look.observed, look.watch)),
+                None => {}
+            }
+        }
+        // No lock keeps the sessions still here: one that was started after the scan has a record already
+        // and no process yet to be seen. Only a scan that is younger than the record can miss a process.
+        for _ in 0..LOOKS_AGAIN {
+            if doubtful.is_empty() {
+                break;
+            }
+            let scan = Scan::take().map_err(io_error("cannot read /proc"))?;
+            for (folder, before) in std::mem::take(&mut doubtful) {
+                match self.look(&folder, &scan)? {
+                    Some(look) if look.is_gone_without_a_word() && look.observed.pid != before => {
+                        doubtful.push((folder, look.observed.pid));
+                    }
+                    Some(look) => found.push((look.observed, look.watch)),
+                    None => {}
+                }
             }
         }
         found.sort_by(|(a, _), (b, _)| a.session.cmp(&b.session));
