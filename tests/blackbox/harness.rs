@@ -88,10 +88,18 @@ impl Dev {
             let status = dev.wait();
             let kept = folder.keep();
             let stderr = std::fs::read_to_string(kept.join("dev.stderr")).unwrap_or_default();
-            panic!("regent dev did not get ready ({status:?}): {stderr}\nlogs are in {}", kept.display());
+            panic!(
+                "regent dev did not get ready ({status:?}): {stderr}\nlogs are in {}",
+                kept.display()
+            );
         }
         let file = read_dev_file(folder.path());
-        Self { dev, folder: Some(folder), file, started: Mutex::default() }
+        Self {
+            dev,
+            folder: Some(folder),
+            file,
+            started: Mutex::default(),
+        }
     }
 
     /// The folder with all data.
@@ -124,7 +132,11 @@ impl Dev {
     pub(crate) async fn leader(&self) -> usize {
         let client = self.client();
         let leader = eventually("a leader", || async { client.cluster().await.ok()?.leader }).await;
-        self.file.nodes.iter().position(|n| n.id == leader).expect("the leader is one of the nodes")
+        self.file
+            .nodes
+            .iter()
+            .position(|n| n.id == leader)
+            .expect("the leader is one of the nodes")
     }
 
     /// Kills a node with -9.
@@ -157,7 +169,10 @@ impl Dev {
         let client = self.client();
         let id = AgentId::new(id).unwrap();
         let register = serde_json::json!({ "agentId": id, "platform": "process" });
-        client.register_agent(&serde_json::from_value(register).unwrap()).await.unwrap();
+        client
+            .register_agent(&serde_json::from_value(register).unwrap())
+            .await
+            .unwrap();
         let token = client.create_agent_token(&id).await.unwrap().token.unwrap();
         let token_file = self.path().join(format!("agent-{id}.token"));
         std::fs::write(&token_file, token).unwrap();
@@ -166,9 +181,15 @@ impl Dev {
         for (flag, value) in [
             ("--agent-id", id.to_string()),
             ("--token-file", token_file.display().to_string()),
-            ("--data", self.path().join(format!("agent-{id}")).display().to_string()),
+            (
+                "--data",
+                self.path().join(format!("agent-{id}")).display().to_string(),
+            ),
         ] {
-            let at = command.iter().position(|word| word == flag).expect("the command has this flag");
+            let at = command
+                .iter()
+                .position(|word| word == flag)
+                .expect("the command has this flag");
             command[at + 1] = value;
         }
         command.extend(flags.iter().map(ToString::to_string));
@@ -191,7 +212,13 @@ impl Dev {
                 if !is_alive(self.file.nodes[node].pid) {
                     continue;
                 }
-                last = Some(self.client_of(node).agent(id).await.ok().filter(|a| a.status == status)?);
+                last = Some(
+                    self.client_of(node)
+                        .agent(id)
+                        .await
+                        .ok()
+                        .filter(|a| a.status == status)?,
+                );
             }
             last
         })
@@ -213,6 +240,12 @@ impl Dev {
             String::from_utf8(output.stdout).unwrap(),
             String::from_utf8(output.stderr).unwrap(),
         )
+    }
+
+    /// Kills `regent dev` itself with -9, and nothing else.
+    pub(crate) fn kill_dev(&mut self) {
+        send(self.dev.id(), Signal::KILL);
+        let _ = self.dev.wait();
     }
 
     /// Ends `regent dev` with a signal and waits for it; gives the folder, to start again in it.
@@ -242,7 +275,9 @@ impl Dev {
     }
 
     fn children(&self) -> MutexGuard<'_, BTreeMap<String, Child>> {
-        self.started.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.started
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn reap(&self, name: &str) {
@@ -280,13 +315,19 @@ impl Drop for Dev {
 }
 
 /// Looks until there is something, or panics with what was missing.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "there was no {what} after {PATIENCE:?}");
+        assert!(
+            Instant::now() < deadline,
+            "there was no {what} after {PATIENCE:?}"
+        );
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -312,15 +353,25 @@ pub(crate) fn session_of(template: &str) -> CreateSession {
     serde_json::from_value(serde_json::json!({ "template": TemplateName::new(template).unwrap() })).unwrap()
 }
 
-/// Whether a process runs (a zombie does not).
+/// Whether a process runs: a zombie does not, unless a thread of it is still about to end. Until then its
+/// ports and locks are taken.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !matches!(stat.rsplit(')').next().unwrap_or("").trim_start().chars().next(), Some('Z' | 'X')))
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        std::fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| {
+            let state = stat.rsplit(')').next().unwrap_or("").trim_start().chars().next();
+            !matches!(state, Some('Z' | 'X'))
+        })
+    })
 }
 
 /// All processes whose environment or command line names a text: for a test's folder, what belongs to it.
 pub(crate) fn processes_naming(text: &str) -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != std::process::id() && is_alive(*pid))
@@ -365,7 +416,13 @@ pub(crate) fn lacks(need: &str, is_there: bool) -> bool {
         return false;
     }
     let required = std::env::var("REGENT_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r.trim() == need), "REGENT_REQUIRE demands {need}, which is not here");
-    eprintln!("SKIPPED: {} lacks {need}", std::thread::current().name().unwrap_or("this test"));
+    assert!(
+        !required.split(',').any(|r| r.trim() == need),
+        "REGENT_REQUIRE demands {need}, which is not here"
+    );
+    eprintln!(
+        "SKIPPED: {} lacks {need}",
+        std::thread::current().name().unwrap_or("this test")
+    );
     true
 }

@@ -1,12 +1,17 @@
 //! Black-box tests: the real binary, real processes, real signals. Each test starts a cluster of
 //! its own with `regent dev` on free ports and waits on conditions, never on time.
 
+#![allow(clippy::unwrap_used)] // also outside of #[test]: all of it is a test
+
+mod agent_restart;
 mod auth;
 mod connections;
 mod harness;
 mod leases;
+mod process;
 mod smoke;
 mod streamspace;
 mod streamspace_faults;
 mod v2_agent;
 mod wire;
+mod workload;
