@@ -5,9 +5,11 @@
 
 mod agent_restart;
 mod auth;
+mod commands_while_away;
 mod connections;
 mod harness;
 mod leases;
+mod liveness;
 mod process;
 mod smoke;
 mod streamspace;
