@@ -8,6 +8,7 @@ mod auth;
 mod commands_while_away;
 mod connections;
 mod cut_off;
+mod data_folder;
 mod harness;
 mod leases;
 mod liveness;
