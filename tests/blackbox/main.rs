@@ -5,15 +5,19 @@
 
 mod agent_restart;
 mod auth;
+mod cli;
 mod commands_while_away;
 mod connections;
 mod cut_off;
 mod data_folder;
+mod events;
 mod harness;
+mod idempotency;
 mod leases;
 mod liveness;
 mod node_loss;
 mod nothing_left;
+mod placement;
 mod process;
 mod smoke;
 mod steady;
