@@ -5,6 +5,7 @@
 
 mod agent_restart;
 mod auth;
+mod bad_input;
 mod cli;
 mod commands_while_away;
 mod connections;
@@ -17,6 +18,7 @@ mod leases;
 mod liveness;
 mod node_loss;
 mod nothing_left;
+mod openapi;
 mod placement;
 mod process;
 mod smoke;

@@ -8,9 +8,18 @@ use crate::harness::{Dev, session_of, session_state};
 async fn a_session_asked_for_at_any_node_is_a_running_process() {
     let dev = Dev::start();
     for node in 0..3 {
-        let session = dev.client_of(node).create_session(&session_of("demo")).await.unwrap();
+        let session = dev
+            .client_of(node)
+            .create_session(&session_of("demo"))
+            .await
+            .unwrap();
         assert_eq!(session.state, SessionState::Pending);
-        let session = session_state(&dev.client_of((node + 1) % 3), &session.name, SessionState::Running).await;
+        let session = session_state(
+            &dev.client_of((node + 1) % 3),
+            &session.name,
+            SessionState::Running,
+        )
+        .await;
         let url = session.status.url.expect("a running demo has a URL");
         let page = reqwest::get(&url).await.unwrap().text().await.unwrap();
         assert!(page.contains(session.name.as_str()), "{page}");

@@ -87,6 +87,10 @@ pub(crate) enum Command {
     /// The version of this program.
     Version,
     /// What other commands start; not for people.
-    #[command(subcommand, hide = true)]
-    Internal(internal::Command),
+    #[command(hide = true)]
+    Internal {
+        /// Which.
+        #[command(subcommand)]
+        command: internal::Command,
+    },
 }

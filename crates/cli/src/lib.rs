@@ -49,7 +49,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.global.config.as_deref();
     match args.command {
         // Synchronous: the shim of a session must cost next to nothing.
-        Command::Internal(command) => Ok(internal::run(command)),
+        Command::Internal { command } => Ok(internal::run(command)),
         Command::Server(flags) => {
             logging::start(args.global.log_format)?;
             threads()?.block_on(server::run(config::load(config, *flags)?))

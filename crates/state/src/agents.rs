@@ -5,6 +5,8 @@
 //! The token of `agent/{id}` says which connection leads: that one carries commands, and only its
 //! reports count. Registration touches neither connections nor scheduling.
 
+use std::sync::Arc;
+
 use std::collections::BTreeMap;
 
 use regent_types::{AgentId, Epoch, LeaseName, Principal, ReplicaName, Token};
@@ -79,9 +81,13 @@ pub(crate) fn delete(txn: &mut Txn<'_>, id: &AgentId, force: bool) -> Applied {
     }
     reconcile::agent_removed(txn, id);
     txn.remove_lease(EventKind::LeaseReleased, &LeaseName::of_agent(id));
+    let agent = find(txn, id)?;
     txn.remove_agent(id);
     tokens::revoke_all(txn, &Subject::Agent(id.clone()), |_| true);
-    Ok(Outcome::Done)
+    Ok(Outcome::Agent {
+        agent: Arc::new(agent),
+        created: false,
+    })
 }
 
 /// Cordons, uncordons or drains. No heartbeat, registration or reconnect changes it.

@@ -28,7 +28,10 @@ pub enum CommandStatus {
 impl CommandStatus {
     /// Whether nothing follows by itself.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Expired)
+        matches!(
+            self,
+            Self::Completed | Self::Failed | Self::Cancelled | Self::Expired
+        )
     }
 
     /// The status as it stands in JSON.

@@ -10,7 +10,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "30m"))]
 pub struct Span(pub u64);
 
-const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 
 impl Span {
     /// The length in milliseconds.
@@ -58,9 +64,16 @@ impl FromStr for Span {
             let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
             rest = &rest[digits..];
             let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-            let size = UNITS.iter().find(|(unit, _)| *unit == &rest[..letters]).ok_or_else(bad)?.1;
+            let size = UNITS
+                .iter()
+                .find(|(unit, _)| *unit == &rest[..letters])
+                .ok_or_else(bad)?
+                .1;
             rest = &rest[letters..];
-            total = number.checked_mul(size).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
+            total = number
+                .checked_mul(size)
+                .and_then(|n| total.checked_add(n))
+                .ok_or_else(bad)?;
         }
         Ok(Self(total))
     }
@@ -94,7 +107,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for (text, ms) in [("30s", 30_000), ("1h30m", 5_400_000), ("250ms", 250), ("0s", 0), ("2m1s5ms", 121_005)] {
+        for (text, ms) in [
+            ("30s", 30_000),
+            ("1h30m", 5_400_000),
+            ("250ms", 250),
+            ("0s", 0),
+            ("2m1s5ms", 121_005),
+        ] {
             assert_eq!(text.parse::<Span>().unwrap(), Span(ms));
             assert_eq!(Span(ms).to_string(), text);
         }
@@ -103,7 +122,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_the_form_to_use() {
-        for text in ["", "5", "m", "5x", "-5s", "99999999999999999999h", "18446744073709551615h"] {
+        for text in [
+            "",
+            "5",
+            "m",
+            "5x",
+            "-5s",
+            "99999999999999999999h",
+            "18446744073709551615h",
+        ] {
             assert!(text.parse::<Span>().unwrap_err().contains("30s"), "{text:?}");
         }
     }

@@ -384,8 +384,17 @@ pub enum FrameError {
 }
 
 const KNOWN: [&str; 11] = [
-    "hello", "heartbeat", "pong", "ack", "progress", "complete", "failed", "status", "lease_campaign",
-    "lease_keepalive", "lease_release",
+    "hello",
+    "heartbeat",
+    "pong",
+    "ack",
+    "progress",
+    "complete",
+    "failed",
+    "status",
+    "lease_campaign",
+    "lease_keepalive",
+    "lease_release",
 ];
 
 impl AgentFrame {
@@ -401,7 +410,10 @@ impl AgentFrame {
             && !timestamp.is_null()
             && let Err(error) = serde_json::from_value::<Time>(timestamp)
         {
-            return Err(FrameError::Payload { kind, reason: error.to_string() });
+            return Err(FrameError::Payload {
+                kind,
+                reason: error.to_string(),
+            });
         }
         if kind == "command_error" {
             "failed".clone_into(&mut kind);
@@ -416,7 +428,10 @@ impl AgentFrame {
         let tagged = serde_json::json!({ "type": kind, "payload": payload });
         serde_json::from_value(tagged)
             .map(Incoming::Frame)
-            .map_err(|e| FrameError::Payload { kind, reason: e.to_string() })
+            .map_err(|e| FrameError::Payload {
+                kind,
+                reason: e.to_string(),
+            })
     }
 
     /// Writes the frame, with a timestamp.
@@ -435,7 +450,10 @@ impl ServerFrame {
         match serde_json::from_value(value) {
             Ok(frame) => Ok(Some(frame)),
             Err(error) if error.to_string().contains("unknown variant") => Ok(None),
-            Err(error) => Err(FrameError::Payload { kind, reason: error.to_string() }),
+            Err(error) => Err(FrameError::Payload {
+                kind,
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -453,7 +471,11 @@ fn with_timestamp(frame: &impl Serialize, now: Option<Time>) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         timestamp: Option<Time>,
     }
-    serde_json::to_string(&Stamped { frame, timestamp: now }).expect("frames hold nothing that JSON cannot")
+    serde_json::to_string(&Stamped {
+        frame,
+        timestamp: now,
+    })
+    .expect("frames hold nothing that JSON cannot")
 }
 
 #[cfg(test)]
@@ -463,23 +485,40 @@ mod tests {
     #[test]
     fn a_timestamp_may_be_text_a_number_or_absent() {
         for timestamp in ["\"2026-01-01T00:00:00Z\"", "1767225600", "1767225600000", "null"] {
-            let text = format!(r#"{{"type":"heartbeat","timestamp":{timestamp},"payload":{{"activeSessions":2}}}}"#);
-            assert!(matches!(AgentFrame::parse(&text), Ok(Incoming::Frame(AgentFrame::Heartbeat(h))) if h.active_sessions == 2));
+            let text =
+                format!(r#"{{"type":"heartbeat","timestamp":{timestamp},"payload":{{"activeSessions":2}}}}"#);
+            assert!(
+                matches!(AgentFrame::parse(&text), Ok(Incoming::Frame(AgentFrame::Heartbeat(h))) if h.active_sessions == 2)
+            );
         }
-        assert!(matches!(AgentFrame::parse(r#"{"type":"pong"}"#), Ok(Incoming::Frame(AgentFrame::Pong(_)))));
+        assert!(matches!(
+            AgentFrame::parse(r#"{"type":"pong"}"#),
+            Ok(Incoming::Frame(AgentFrame::Pong(_)))
+        ));
     }
 
     #[test]
     fn fields_may_stand_beside_the_type_and_streamspace_words_are_read() {
         let ack = AgentFrame::parse(r#"{"type":"ack","commandId":"c1"}"#).unwrap();
-        assert_eq!(ack, Incoming::Frame(AgentFrame::Ack(Ack { command_id: CommandId::new("c1").unwrap(), run: None })));
-        let failed = AgentFrame::parse(r#"{"type":"command_error","payload":{"commandId":"c1","error":"no"}}"#).unwrap();
+        assert_eq!(
+            ack,
+            Incoming::Frame(AgentFrame::Ack(Ack {
+                command_id: CommandId::new("c1").unwrap(),
+                run: None
+            }))
+        );
+        let failed =
+            AgentFrame::parse(r#"{"type":"command_error","payload":{"commandId":"c1","error":"no"}}"#)
+                .unwrap();
         assert!(matches!(failed, Incoming::Frame(AgentFrame::Failed(f)) if f.error == "no" && !f.retryable));
     }
 
     #[test]
     fn unknown_types_are_told_from_broken_frames() {
-        assert_eq!(AgentFrame::parse(r#"{"type":"vnc_data","payload":{}}"#), Ok(Incoming::Unknown("vnc_data".to_owned())));
+        assert_eq!(
+            AgentFrame::parse(r#"{"type":"vnc_data","payload":{}}"#),
+            Ok(Incoming::Unknown("vnc_data".to_owned()))
+        );
         assert!(AgentFrame::parse("{\"type\":\"ack\"}").is_err());
         assert!(AgentFrame::parse("[]").is_err());
         assert!(AgentFrame::parse("{\"type\":\"ack\"}\n{\"type\":\"ack\"}").is_err());
@@ -489,7 +528,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let frame = ServerFrame::Ping(Empty {});
-        assert_eq!(ServerFrame::parse(&frame.to_text(Some(Time(5_000)))), Ok(Some(frame.clone())));
+        assert_eq!(
+            ServerFrame::parse(&frame.to_text(Some(Time(5_000)))),
+            Ok(Some(frame.clone()))
+        );
         assert!(!frame.to_text(None).contains("timestamp"));
     }
 }

@@ -107,7 +107,9 @@ fn word(text: &str, max: usize) -> bool {
     !text.is_empty()
         && text.len() <= max
         && text.as_bytes()[0].is_ascii_alphanumeric()
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn dns_label(text: &str, max: usize) -> bool {
@@ -269,13 +271,18 @@ mod tests {
 
     #[test]
     fn a_bad_id_says_what_the_rule_is() {
-        let error = serde_json::from_str::<AgentId>("\"a b\"").unwrap_err().to_string();
+        let error = serde_json::from_str::<AgentId>("\"a b\"")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("agent id") && error.contains("letters"), "{error}");
     }
 
     #[test]
     fn lease_names_may_hold_slashes_and_other_letters() {
-        assert_eq!(LeaseName::new("agent/dev").unwrap().agent(), Some(AgentId::new("dev").unwrap()));
+        assert_eq!(
+            LeaseName::new("agent/dev").unwrap().agent(),
+            Some(AgentId::new("dev").unwrap())
+        );
         assert!(LeaseName::new("ä/ö").is_ok());
         assert!(LeaseName::new("a b").is_err());
         assert!(LeaseName::new("x".repeat(201)).is_err());

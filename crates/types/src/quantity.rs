@@ -38,7 +38,9 @@ const MEMORY_UNITS: [(&str, u64); 18] = [
 
 /// Reads `12.5` as 12,500 thousandths, exactly, and gives back what follows the number.
 fn thousandths(text: &str) -> Option<(u128, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() || whole.len() > 18 || fraction.len() > 9 || fraction.contains('.') {
@@ -66,7 +68,9 @@ impl FromStr for Cpu {
             };
             u64::try_from(milli).ok()
         };
-        parse().map(Self).ok_or_else(|| format!("{text:?} is not an amount of CPU; write it like 500m, 2 or 1.5"))
+        parse()
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is not an amount of CPU; write it like 500m, 2 or 1.5"))
     }
 }
 
@@ -86,13 +90,22 @@ impl FromStr for Memory {
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_multiple_of(1000) { write!(f, "{}", self.0 / 1000) } else { write!(f, "{}m", self.0) }
+        if self.0.is_multiple_of(1000) {
+            write!(f, "{}", self.0 / 1000)
+        } else {
+            write!(f, "{}m", self.0)
+        }
     }
 }
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, size) in [("Ti", 1u64 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)] {
+        for (unit, size) in [
+            ("Ti", 1u64 << 40),
+            ("Gi", 1 << 30),
+            ("Mi", 1 << 20),
+            ("Ki", 1 << 10),
+        ] {
             if self.0 >= size && self.0.is_multiple_of(size) {
                 return write!(f, "{}{unit}", self.0 / size);
             }
@@ -145,10 +158,23 @@ mod tests {
 
     #[test]
     fn kubernetes_and_streamspace_forms_are_read() {
-        for (text, milli) in [("500m", 500), ("2", 2000), ("1.5", 1500), ("64 cores", 64_000), ("64000m", 64_000), ("0.0001", 1)] {
+        for (text, milli) in [
+            ("500m", 500),
+            ("2", 2000),
+            ("1.5", 1500),
+            ("64 cores", 64_000),
+            ("64000m", 64_000),
+            ("0.0001", 1),
+        ] {
             assert_eq!(text.parse::<Cpu>().unwrap(), Cpu(milli), "{text}");
         }
-        for (text, bytes) in [("512Mi", 512 << 20), ("2Gi", 2 << 30), ("128GB", 128_000_000_000), ("1.5Gi", 3 << 29), ("100", 100)] {
+        for (text, bytes) in [
+            ("512Mi", 512 << 20),
+            ("2Gi", 2 << 30),
+            ("128GB", 128_000_000_000),
+            ("1.5Gi", 3 << 29),
+            ("100", 100),
+        ] {
             assert_eq!(text.parse::<Memory>().unwrap(), Memory(bytes), "{text}");
         }
         assert_eq!(serde_json::from_str::<Cpu>("2").unwrap(), Cpu(2000));
@@ -157,7 +183,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "-1", "1e3", "NaN", "2 Gi Gi", "1.2.3", "99999999999999999999Ti"] {
+        for text in [
+            "",
+            "-1",
+            "1e3",
+            "NaN",
+            "2 Gi Gi",
+            "1.2.3",
+            "99999999999999999999Ti",
+        ] {
             assert!(text.parse::<Memory>().is_err(), "{text:?}");
             assert!(text.parse::<Cpu>().is_err(), "{text:?}");
         }

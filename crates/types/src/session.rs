@@ -56,7 +56,10 @@ impl SessionState {
 
     /// Whether an agent is at work and a deadline runs.
     pub fn is_transitional(self) -> bool {
-        matches!(self, Self::Pending | Self::Starting | Self::Hibernating | Self::Waking | Self::Terminating)
+        matches!(
+            self,
+            Self::Pending | Self::Starting | Self::Hibernating | Self::Waking | Self::Terminating
+        )
     }
 
     /// The state as it stands in JSON.
@@ -175,11 +178,19 @@ pub struct PatchSession {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<Vec<String>>,
     /// The new idle timeout.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
     pub idle_timeout: Option<Option<Span>>,
     /// The new maximum duration.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
     pub max_session_duration: Option<Option<Span>>,
 }

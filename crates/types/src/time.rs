@@ -24,7 +24,10 @@ impl Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
+        match i64::try_from(self.0)
+            .ok()
+            .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        {
             Some(timestamp) => write!(f, "{timestamp:.3}"),
             None => f.write_str("9999-12-31T23:59:59.999Z"),
         }
@@ -34,8 +37,9 @@ impl fmt::Display for Time {
 impl std::str::FromStr for Time {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let timestamp: jiff::Timestamp =
-            text.parse().map_err(|e| format!("{text:?} is not an RFC 3339 time: {e}"))?;
+        let timestamp: jiff::Timestamp = text
+            .parse()
+            .map_err(|e| format!("{text:?} is not an RFC 3339 time: {e}"))?;
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
     }
 }
@@ -58,7 +62,11 @@ impl<'de> Deserialize<'de> for Time {
                 text.parse().map_err(E::custom)
             }
             fn visit_u64<E: de::Error>(self, n: u64) -> Result<Time, E> {
-                Ok(Time(if n < MILLIS_FROM { n.saturating_mul(1000) } else { n }))
+                Ok(Time(if n < MILLIS_FROM {
+                    n.saturating_mul(1000)
+                } else {
+                    n
+                }))
             }
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Time, E> {
                 self.visit_u64(u64::try_from(n).unwrap_or(0))
@@ -67,8 +75,16 @@ impl<'de> Deserialize<'de> for Time {
                 if !n.is_finite() || n < 0.0 {
                     return Err(E::custom("a time cannot be negative or infinite"));
                 }
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-                let ms = if n < MILLIS_FROM as f64 { (n * 1000.0) as u64 } else { n as u64 };
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss
+                )]
+                let ms = if n < MILLIS_FROM as f64 {
+                    (n * 1000.0) as u64
+                } else {
+                    n as u64
+                };
                 Ok(Time(ms))
             }
         }
@@ -83,9 +99,17 @@ mod tests {
     #[test]
     fn reads_text_seconds_and_milliseconds_and_writes_text() {
         let expected = Time(1_700_000_000_000);
-        for text in ["\"2023-11-14T22:13:20Z\"", "1700000000", "1700000000000", "1700000000.0"] {
+        for text in [
+            "\"2023-11-14T22:13:20Z\"",
+            "1700000000",
+            "1700000000000",
+            "1700000000.0",
+        ] {
             assert_eq!(serde_json::from_str::<Time>(text).unwrap(), expected, "{text}");
         }
-        assert_eq!(serde_json::to_string(&expected).unwrap(), "\"2023-11-14T22:13:20.000Z\"");
+        assert_eq!(
+            serde_json::to_string(&expected).unwrap(),
+            "\"2023-11-14T22:13:20.000Z\""
+        );
     }
 }

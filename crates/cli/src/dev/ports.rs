@@ -19,7 +19,12 @@ pub(super) fn free(count: usize) -> anyhow::Result<Vec<u16>> {
         .filter_map(|_| TcpListener::bind(("127.0.0.1", rng.random_range(RANGE))).ok())
         .take(count)
         .collect();
-    anyhow::ensure!(listeners.len() == count, "no free port on loopback from {} to {}", RANGE.start, RANGE.end);
+    anyhow::ensure!(
+        listeners.len() == count,
+        "no free port on loopback from {} to {}",
+        RANGE.start,
+        RANGE.end
+    );
     listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect()
 }
 

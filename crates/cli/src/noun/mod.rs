@@ -40,7 +40,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()>
         Command::Login(args) => login::run(&client()?, args, format).await,
         Command::Events(args) => events::run(&client()?, args, format).await,
         Command::Version => output::version(format),
-        Command::Dev(_) | Command::Server(_) | Command::Internal(_) => {
+        Command::Dev(_) | Command::Server(_) | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
     }

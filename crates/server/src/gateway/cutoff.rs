@@ -37,7 +37,11 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
         let began = tokio::time::Instant::now();
         while *count.borrow() > 0 {
             if let Some(why) = service.node().out_of_service() {
-                tracing::warn!(agents = *count.borrow(), why, "out of service; the agents are let go");
+                tracing::warn!(
+                    agents = *count.borrow(),
+                    why,
+                    "out of service; the agents are let go"
+                );
                 service
                     .registry()
                     .let_go("this node is out of service; connect to another");

@@ -252,7 +252,8 @@ impl Shell {
                         field: "ttlMs".to_owned(),
                         message: format!("must be from {} to {}", ttls.start(), ttls.end()),
                     };
-                    self.work.push(std::future::ready(Done::Granted(name, Ok(Err(refused)))).boxed());
+                    self.work
+                        .push(std::future::ready(Done::Granted(name, Ok(Err(refused)))).boxed());
                     return true;
                 }
                 let holder = format!("{}/{}", self.identity.agent, self.core.replica());

@@ -147,8 +147,7 @@ pub(super) struct DeleteAgent {
 /// Forgets an agent and its tokens. With live sessions 409, unless forced.
 #[utoipa::path(delete, path = "/api/v1/agents/{id}", tag = "agents",
     params(("id" = String, Path, description = "The agent"), DeleteAgent),
-    responses((status = 200, description = "The agent as it was", body = api::Agent),
-        (status = 204, description = "It is forgotten"), WriteProblems))]
+    responses((status = 200, description = "The agent as it was", body = api::Agent), WriteProblems))]
 pub(super) async fn delete(
     Name(id): Name<AgentId>,
     Query(query): Query<DeleteAgent>,
@@ -160,10 +159,7 @@ pub(super) async fn delete(
             force: query.force,
         })
         .await?;
-    match &done.outcome {
-        Outcome::Done => Ok(reply::nothing(done.revision)),
-        _ => agent_reply(StatusCode::OK, &writing, &done),
-    }
+    agent_reply(StatusCode::OK, &writing, &done)
 }
 
 /// No new sessions on it; those that run stay.

@@ -15,18 +15,29 @@ use super::problem::{Failure, Result};
 pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
 /// How long a body may take to arrive: a sender that trickles must not hold a connection for ever.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// How much of a body that is too large is read away before it is refused, and how long that may take.
+const MAX_DRAINED_BYTES: usize = 16 << 20;
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Reads the whole body.
 pub(super) async fn read(request: Request<Body>) -> Result<Bytes> {
     let declared = request.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let waits_for_leave = request.headers().contains_key(header::EXPECT);
+    let mut body = request.into_body();
     if declared.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
+        if !waits_for_leave {
+            drain(&mut body).await;
+        }
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
-    match tokio::time::timeout(BODY_DEADLINE, body).await {
+    let collected = Limited::new(&mut body, MAX_BODY_BYTES).collect();
+    match tokio::time::timeout(BODY_DEADLINE, collected).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            drain(&mut body).await;
+            Err(too_large())
+        }
         Ok(Err(error)) => Err(Failure::new(
             Code::InvalidRequest,
             format!("the body did not arrive: {error}"),
@@ -36,6 +47,21 @@ pub(super) async fn read(request: Request<Body>) -> Result<Bytes> {
             format!("the body did not arrive within {} s", BODY_DEADLINE.as_secs()),
         )),
     }
+}
+
+/// Reads away what a sender goes on sending: a connection that is closed with bytes unread is reset, and
+/// the sender would see that instead of the answer.
+async fn drain(body: &mut Body) {
+    let rest = async {
+        let mut drained = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            drained += frame.data_ref().map_or(0, Bytes::len);
+            if drained > MAX_DRAINED_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_WITHIN, rest).await;
 }
 
 fn too_large() -> Failure {
@@ -57,8 +83,8 @@ pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Re
         let path = error.path().to_string();
         let inner = error.into_inner();
         if inner.is_data() {
-            let field = if path == "." { "body".to_owned() } else { path };
-            Failure::field(field, without_position(&inner))
+            let message = without_position(&inner);
+            Failure::field(field_of(&path, &message), message)
         } else {
             not_json(&inner)
         }
@@ -80,6 +106,19 @@ fn not_json(error: &serde_json::Error) -> Failure {
     Problem::new(Code::InvalidRequest, format!("the body is not JSON: {error}"))
         .field("body", error.to_string())
         .into()
+}
+
+/// The field that an error is about. A missing one is noticed in what it is missing from.
+fn field_of(path: &str, message: &str) -> String {
+    let missing = message
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.strip_suffix('`'));
+    match (path, missing) {
+        (".", None) => "body".to_owned(),
+        (".", Some(field)) => field.to_owned(),
+        (path, None) => path.to_owned(),
+        (path, Some(field)) => format!("{path}.{field}"),
+    }
 }
 
 /// `missing field `x` at line 1 column 2` without where: the path of the field says it better.

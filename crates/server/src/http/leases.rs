@@ -208,16 +208,15 @@ pub(super) async fn release(
             token: body.token,
         })
         .await?;
-    let ttl_ms = match &done.outcome {
-        Outcome::Lease(lease) => lease.ttl_ms,
-        _ => 0,
+    let Outcome::Lease(lease) = &done.outcome else {
+        return Err(done.unexpected());
     };
     Ok(reply::json(
         StatusCode::OK,
         done.revision,
         &api::LeaseConfirmed {
-            token: body.token,
-            ttl_ms,
+            token: lease.token,
+            ttl_ms: lease.ttl_ms,
         },
     ))
 }
@@ -251,8 +250,7 @@ pub(super) async fn verify(
 /// Takes a lease from its holder.
 #[utoipa::path(delete, path = "/api/v1/leases/{name}", tag = "leases",
     params(("name" = String, Path, description = "The lease; a `/` in it is written %2F")),
-    responses((status = 200, description = "The lease as it was", body = api::Lease),
-        (status = 204, description = "It is free"), WriteProblems))]
+    responses((status = 200, description = "The lease as it was", body = api::Lease), WriteProblems))]
 pub(super) async fn force_release(
     Name(name): Name<LeaseName>,
     Query(NoQuery {}): Query<NoQuery>,
@@ -262,14 +260,14 @@ pub(super) async fn force_release(
     let done = writing
         .propose(Operation::ForceReleaseLease { name, reason })
         .await?;
-    match &done.outcome {
-        Outcome::Lease(lease) => Ok(reply::json(
-            StatusCode::OK,
-            done.revision,
-            &view::lease(lease, None),
-        )),
-        _ => Ok(reply::nothing(done.revision)),
-    }
+    let Outcome::Lease(lease) = &done.outcome else {
+        return Err(done.unexpected());
+    };
+    Ok(reply::json(
+        StatusCode::OK,
+        done.revision,
+        &view::lease(lease, None),
+    ))
 }
 
 /// Who holds it under this token. A node that lags may not know a grant of a moment ago.
