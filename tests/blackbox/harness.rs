@@ -20,7 +20,7 @@ pub(crate) const REGENT: &str = env!("CARGO_BIN_EXE_regent");
 
 /// How long a condition may take. Far above what it takes, also on a busy machine: reaching it
 /// means that it will not come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -37,7 +37,6 @@ pub(crate) struct DevFile {
 pub(crate) struct NodeEntry {
     pub(crate) id: NodeId,
     pub(crate) http: String,
-    pub(crate) peer: String,
     pub(crate) pid: u32,
     pub(crate) data: PathBuf,
     pub(crate) command: Vec<String>,

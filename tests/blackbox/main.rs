@@ -1,11 +1,11 @@
 //! Black-box tests: the real binary, real processes, real signals. Each test starts a cluster of
 //! its own with `regent dev` on free ports and waits on conditions, never on time.
 
-#![allow(clippy::unwrap_used)] // also outside of #[test]: all of it is a test
+// Also outside of #[test]: all of it is a test. What they measure goes to stderr.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod agent_restart;
 mod auth;
-mod bad_input;
 mod cli;
 mod commands_while_away;
 mod connections;
@@ -18,7 +18,6 @@ mod leases;
 mod liveness;
 mod node_loss;
 mod nothing_left;
-mod openapi;
 mod placement;
 mod process;
 mod smoke;
