@@ -6,6 +6,7 @@
 
 mod agent_restart;
 mod auth;
+mod bad_input;
 mod cli;
 mod commands_while_away;
 mod connections;
