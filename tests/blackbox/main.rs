@@ -19,6 +19,7 @@ mod leases;
 mod liveness;
 mod node_loss;
 mod nothing_left;
+mod openapi;
 mod placement;
 mod process;
 mod smoke;
