@@ -172,7 +172,7 @@ async fn a_late_disconnect_of_the_older_connection_changes_nothing() {
     send(dev.file.nodes[frozen].pid, Signal::CONT);
     let api = dev.api(frozen);
     eventually("the old node to have let go of it", || async {
-        (api.metric("regent_agent_connections", "").await == 0.0).then_some(())
+        (api.metric("regent_agent_connections", "").await == 0).then_some(())
     })
     .await;
     never_left(&client, since, epoch).await;

@@ -48,7 +48,8 @@ impl Events {
                             serde_json::from_str(data).unwrap(),
                         )
                     });
-                    self.text = rest.to_owned();
+                    let rest = rest.to_owned();
+                    self.text = rest;
                     if let Some(found) = found {
                         return found;
                     }

@@ -51,7 +51,7 @@ pub(crate) struct AgentEntry {
 
 /// A running `regent dev`.
 pub(crate) struct Dev {
-    dev: Child,
+    process: Child,
     folder: Option<tempfile::TempDir>,
     pub(crate) file: DevFile,
     /// What the test started itself, by name; a restarted node or agent replaces its pid in `file`.
@@ -94,7 +94,7 @@ impl Dev {
         }
         let file = read_dev_file(folder.path());
         Self {
-            dev,
+            process: dev,
             folder: Some(folder),
             file,
             started: Mutex::default(),
@@ -108,7 +108,7 @@ impl Dev {
 
     /// The pid of `regent dev` itself.
     pub(crate) fn pid(&self) -> u32 {
-        self.dev.id()
+        self.process.id()
     }
 
     /// An admin's client over all nodes.
@@ -243,14 +243,14 @@ impl Dev {
 
     /// Kills `regent dev` itself with -9, and nothing else.
     pub(crate) fn kill_dev(&mut self) {
-        send(self.dev.id(), Signal::KILL);
-        let _ = self.dev.wait();
+        send(self.process.id(), Signal::KILL);
+        let _ = self.process.wait();
     }
 
     /// Ends `regent dev` with a signal and waits for it; gives the folder, to start again in it.
     pub(crate) fn end(mut self, signal: Signal) -> tempfile::TempDir {
-        send(self.dev.id(), signal);
-        let _ = self.dev.wait();
+        send(self.process.id(), signal);
+        let _ = self.process.wait();
         self.reap_all();
         self.folder.take().expect("kept until the end")
     }
@@ -296,14 +296,14 @@ impl Dev {
 impl Drop for Dev {
     fn drop(&mut self) {
         self.reap_all();
-        if self.dev.try_wait().ok().flatten().is_none() {
-            send(self.dev.id(), Signal::TERM);
+        if self.process.try_wait().ok().flatten().is_none() {
+            send(self.process.id(), Signal::TERM);
             let deadline = Instant::now() + Duration::from_secs(15);
-            while self.dev.try_wait().ok().flatten().is_none() && Instant::now() < deadline {
+            while self.process.try_wait().ok().flatten().is_none() && Instant::now() < deadline {
                 std::thread::sleep(LOOK_EVERY);
             }
-            let _ = self.dev.kill();
-            let _ = self.dev.wait();
+            let _ = self.process.kill();
+            let _ = self.process.wait();
         }
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()

@@ -46,9 +46,9 @@ async fn a_session_that_nobody_can_take_is_refused_with_a_reason_for_each_agent(
     api.post("agents/dev/cordon", json!({})).await.ok(200);
     let reasons = |problem: &Value| {
         let text = problem.to_string();
-        ["dev", "small", "away"]
-            .iter()
-            .for_each(|agent| assert!(text.contains(agent), "{agent} is not named: {text}"));
+        for agent in ["dev", "small", "away"] {
+            assert!(text.contains(agent), "{agent} is not named: {text}");
+        }
         text
     };
     for (asked, because) in [

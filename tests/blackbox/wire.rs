@@ -188,14 +188,14 @@ impl Api {
             .to_owned()
     }
 
-    /// The value of a metric, summed over all of its labels that contain a text.
-    pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
+    /// The value of a metric that counts in whole numbers, summed over all of its labels that contain a text.
+    pub(crate) async fn metric(&self, name: &str, labels: &str) -> u64 {
         let text = self.get("/metrics").await.text;
         let lines = text
             .lines()
             .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
         lines
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
             .sum()
     }
 }

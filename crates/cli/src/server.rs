@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use regent_server::{Options, Server};
 use regent_types::NodeId;
+use regent_types::duration::Span;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ServerConfig, UsageError, required, secret_file};
@@ -65,8 +66,8 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
         ))
         .into());
     }
-    let heartbeat = config.heartbeat.map_or(HEARTBEAT, |s| s.duration());
-    let stale_after = config.stale_after.map_or(STALE_AFTER, |s| s.duration());
+    let heartbeat = config.heartbeat.map_or(HEARTBEAT, Span::duration);
+    let stale_after = config.stale_after.map_or(STALE_AFTER, Span::duration);
     if heartbeat.is_zero() || stale_after < heartbeat * 3 {
         return Err(UsageError(format!(
             "stale-after ({stale_after:?}) must be at least three times heartbeat ({heartbeat:?}), so that one lost heartbeat is no loss of an agent"

@@ -85,37 +85,22 @@ impl Folder {
 
     /// Decides ports and commands: those of the last start, when there was one.
     pub(super) fn plan(&self, nodes: u64, http_port: Option<u16>, lifeline: &str) -> anyhow::Result<DevFile> {
-        let mut file = match self.read()? {
-            Some(mut file) => {
-                anyhow::ensure!(
-                    file.nodes.len() as u64 == nodes,
-                    "the cluster in {} has {} nodes: say --nodes {}, or choose another folder with --data",
-                    self.path.display(),
-                    file.nodes.len(),
-                    file.nodes.len()
-                );
-                if let Some(port) = http_port {
-                    for (node, port) in file.nodes.iter_mut().zip(http_ports(port, nodes)?) {
-                        node.http = format!("http://127.0.0.1:{port}");
-                    }
-                }
-                file
-            }
-            None => {
-                let http = http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
-                let peer = ports::free(http.len())?;
-                let nodes = http
-                    .iter()
-                    .zip(&peer)
-                    .zip(1..)
-                    .map(|((h, p), id)| NodeProcess::new(id, *h, *p, self))
-                    .collect();
-                DevFile {
-                    nodes,
-                    agents: Vec::new(),
-                    admin_token: secret("regent_"),
-                    admin_password: secret(""),
-                }
+        let mut file = if let Some(file) = self.read()? {
+            self.planned_again(file, nodes, http_port)?
+        } else {
+            let http = http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
+            let peer = ports::free(http.len())?;
+            let nodes = http
+                .iter()
+                .zip(&peer)
+                .zip(1..)
+                .map(|((h, p), id)| NodeProcess::new(id, *h, *p, self))
+                .collect();
+            DevFile {
+                nodes,
+                agents: Vec::new(),
+                admin_token: secret("regent_"),
+                admin_password: secret(""),
             }
         };
         ports::check(
@@ -141,6 +126,27 @@ impl Folder {
             .collect();
         for node in &mut file.nodes {
             node.command = self.node_command(node, &members.join(","), lifeline)?;
+        }
+        Ok(file)
+    }
+
+    /// The plan of the last start, with other HTTP ports if so asked.
+    fn planned_again(
+        &self,
+        mut file: DevFile,
+        nodes: u64,
+        http_port: Option<u16>,
+    ) -> anyhow::Result<DevFile> {
+        let had = file.nodes.len();
+        anyhow::ensure!(
+            had as u64 == nodes,
+            "the cluster in {} has {had} nodes: say --nodes {had}, or choose another folder with --data",
+            self.path.display(),
+        );
+        if let Some(port) = http_port {
+            for (node, port) in file.nodes.iter_mut().zip(http_ports(port, nodes)?) {
+                node.http = format!("http://127.0.0.1:{port}");
+            }
         }
         Ok(file)
     }
@@ -272,7 +278,7 @@ fn http_ports(first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
     }
     let last = u64::from(first) + nodes - 1;
     anyhow::ensure!(
-        last <= u64::from(u16::MAX),
+        u16::try_from(last).is_ok(),
         "ports {first} to {last} do not exist"
     );
     Ok((first..).take(count).collect())

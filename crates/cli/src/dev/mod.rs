@@ -27,7 +27,7 @@ use files::{AgentProcess, DevFile, Folder, NodeProcess};
 
 /// How long the cluster may take until the first session can be made. Far above what it takes on
 /// a slow machine (about two seconds), so that reaching it means that something is wrong.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How often it is asked.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// The agent's id.
