@@ -1,4 +1,4 @@
-//! An agent that speaks only StreamSpace's frames, as its Kubernetes agent does (`facts/streamspace.md`):
+//! An agent that speaks only StreamSpace's frames, as its Kubernetes agent does (docs/agent-protocol.md):
 //! registers first, dials without a replica, says no `hello`, stamps its heartbeats but not its status
 //! frames, and knows `command`, `ping` and `shutdown`. What it does with a command is the test's choice.
 

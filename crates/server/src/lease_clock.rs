@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regent_state::Leadership;
 use regent_types::{LeaseName, Token};
 
-/// By how much the rates of two clocks may differ, in percent (design, clock model).
+/// By how much the rates of two clocks may differ, in percent (docs/leases.md, clock model).
 pub(crate) const RHO_PERCENT: u64 = 1;
 /// How long an expiry that was proposed and not seen applied rests before it is proposed again.
 pub(crate) const RETRY_MS: u64 = 1_000;
