@@ -3,8 +3,6 @@
 
 // Also outside of #[test]: all of it is a test. What they measure goes to stderr.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-// Metrics are scraped as floating point, but those that are compared count things.
-#![allow(clippy::float_cmp)]
 
 mod agent_restart;
 mod auth;
