@@ -44,6 +44,10 @@ const MAX_FRAMES: usize = 16;
 /// How long a proposal that was not taken rests before it is tried again, when nothing else wakes it.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
+/// How long a leader may still answer after another one was elected. A living one answers at once, be
+/// it that the proposal was discarded; a frozen one would hold up what waits behind its frames.
+const DEPOSED_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+
 struct Pending {
     body: Bytes,
     deadline: Instant,
@@ -326,13 +330,12 @@ async fn forward(shared: &Shared, leader: Option<NodeId>, batch: Vec<Pending>) {
         .unwrap_or_else(Instant::now);
     let within_ms = millis(deadline.saturating_duration_since(Instant::now()));
     let bodies: Vec<Bytes> = batch.iter().map(|pending| pending.body.clone()).collect();
-    let result = match peer {
-        Some(peer) => {
-            peer.work
-                .call(PeerRequest::Propose { within_ms, bodies }, deadline)
-                .await
-        }
-        None => Err(Failure::NotSent),
+    let result = match (peer, leader) {
+        (Some(peer), Some(leader)) => tokio::select! {
+            result = peer.work.call(PeerRequest::Propose { within_ms, bodies }, deadline) => result,
+            () = deposed(shared, leader) => Err(Failure::Lost),
+        },
+        _ => Err(Failure::NotSent),
     };
     let all = match result {
         Ok(Response::Propose(replies)) if replies.len() == batch.len() => {
@@ -348,6 +351,17 @@ async fn forward(shared: &Shared, leader: Option<NodeId>, batch: Vec<Pending>) {
     for pending in batch {
         let _ = pending.reply.send(all.clone());
     }
+}
+
+/// Until another node has led for so long that this one will not answer any more.
+async fn deposed(shared: &Shared, leader: NodeId) {
+    let mut leadership = shared.leadership.subscribe();
+    let another = |now: &crate::node::LeadershipView| now.leader.is_some_and(|now| now != leader);
+    if leadership.wait_for(another).await.is_err() {
+        // The node is stopping; the call itself ends then.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(DEPOSED_ANSWERS_WITHIN).await;
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {
