@@ -70,6 +70,7 @@ async fn never_left(client: &Client, since: u64, epoch: u64) {
     let acquire = AcquireLease {
         holder: "test".to_owned(),
         ttl_ms: 60_000,
+        wait_ms: None,
     };
     client.acquire_lease(&marker, &acquire).await.unwrap();
     let filter = EventFilter {

@@ -7,6 +7,8 @@
 //!
 //! - `call`: one call: which server, how often, how long; the only place that sends.
 //! - [`backoff`]: waiting between attempts, full jitter.
+//! - [`guard`]: until when a holder may act under a lease, and when it sends the next keepalive: pure.
+//! - [`clock`]: the clock that guards count by.
 //! - [`error`]: what can come of it.
 //! - [`page`]: lists, a page at a time or all at once.
 //! - one file for each noun: `auth`, `sessions`, `templates`, `users`, `tokens`, `agents`, `commands`,
@@ -16,10 +18,12 @@ mod agents;
 mod auth;
 pub mod backoff;
 mod call;
+pub mod clock;
 mod cluster;
 mod commands;
 pub mod error;
 mod events;
+pub mod guard;
 mod leases;
 pub mod page;
 mod sessions;

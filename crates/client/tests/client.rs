@@ -236,6 +236,7 @@ async fn names_are_encoded_and_reads_say_how_fresh_they_must_be() {
     let acquire = AcquireLease {
         holder: "h".to_owned(),
         ttl_ms: 1000,
+        wait_ms: None,
     };
     let grant = client.acquire_lease(&lease, &acquire).await.unwrap();
     assert_eq!(grant.token, Token(9));

@@ -19,6 +19,12 @@ pub struct Event {
     pub kind: String,
     /// The name of what it happened to.
     pub subject: String,
+    /// Who caused it, such as `user:olga`; `system` for the cluster itself.
+    #[serde(default)]
+    pub by: String,
+    /// Why, for people, where there is more to say than the kind does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The record after it, as its own GET would show it; `null` when it is gone.
     pub record: serde_json::Value,
 }

@@ -279,6 +279,17 @@ pub struct LeaseCampaignFrame {
     /// The token to resume, if it was held before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
+    /// Give the lease up early when this connection is lost; off when absent (docs/leases.md has the risk).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_on_disconnect: Option<ReleaseOnDisconnect>,
+}
+
+/// How long a lost connection may take to come back before its lease is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseOnDisconnect {
+    /// In milliseconds.
+    pub grace_ms: u64,
 }
 
 /// `lease_keepalive`.

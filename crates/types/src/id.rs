@@ -175,6 +175,12 @@ text_id!(
     |t| (1..=200).contains(&t.chars().count()) && t.chars().all(|c| !c.is_control() && !c.is_whitespace())
 );
 text_id!(
+    /// Names one candidacy for a lease, so that asking again keeps its place and its grant.
+    CandidateId, "candidate id",
+    "1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit",
+    |t| word(t, 64)
+);
+text_id!(
     /// The identity of a cluster, made at its first start.
     ClusterId, "cluster id",
     "1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit",

@@ -10,6 +10,11 @@ pub const MIN_TTL_MS: u64 = 1_000;
 pub const MIN_TTL_DEV_MS: u64 = 100;
 /// The longest TTL that is granted, in milliseconds: an hour.
 pub const MAX_TTL_MS: u64 = 3_600_000;
+/// The longest that one request may wait for a lease, in milliseconds: an hour. Who wants to wait longer
+/// repeats it with the same `Idempotency-Key`, which keeps the place in the queue.
+pub const MAX_WAIT_MS: u64 = 3_600_000;
+/// How many may wait for one lease.
+pub const MAX_CANDIDATES: usize = 10_000;
 
 /// Body of `POST /leases/{name}/acquire`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +25,10 @@ pub struct AcquireLease {
     pub holder: String,
     /// How long it lasts without a renewal, in milliseconds.
     pub ttl_ms: u64,
+    /// How long to wait in the queue when somebody else holds it, in milliseconds: up to an hour. Without
+    /// it, or with 0, the answer is given at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
 }
 
 /// Answer to an acquire that was granted.
@@ -91,6 +100,8 @@ pub struct LeaseCandidate {
     pub holder: String,
     /// The principal.
     pub owner: String,
+    /// Since when.
+    pub since: Time,
 }
 
 /// Answer to `GET /leases`.

@@ -20,7 +20,7 @@ pub mod template;
 pub mod time;
 
 pub use id::{
-    AgentId, ClusterId, CommandId, Epoch, IdError, LeaseName, NodeId, Principal, ReplicaName, Revision,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, IdError, LeaseName, NodeId, Principal, ReplicaName, Revision,
     SessionName, TemplateName, Token, TokenId, UserName,
 };
 pub use problem::{Code, FieldError, Problem};

@@ -86,6 +86,7 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
                     &AcquireLease {
                         holder,
                         ttl_ms: ttl.millis(),
+                        wait_ms: None,
                     },
                 )
                 .await?;

@@ -252,6 +252,8 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::ApiToken(record) => value(&token(record, state)),
     };
     regent_types::event::Event {
+        by: event.by.clone(),
+        reason: None,
         id: id.to_string(),
         revision: id.0,
         time: Time(event.at),

@@ -36,6 +36,7 @@ impl Connection {
             name,
             ttl_ms,
             token: _,
+            release_on_disconnect: _,
         } = campaign;
         if name.agent().is_some() {
             // Without replicas the gateway holds it for the connection.
