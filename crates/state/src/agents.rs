@@ -12,9 +12,10 @@ use std::collections::BTreeMap;
 use regent_types::{AgentId, Epoch, LeaseName, Principal, ReplicaName, Token};
 
 use crate::event::EventKind;
+use crate::leases::queue;
 use crate::operation::{AgentConnected, RegisterAgent};
 use crate::outcome::{Applied, Noun, Outcome, Rejection};
-use crate::record::{Agent, Capacity, Connection, Role, Scheduling, SessionState, Subject, Usage};
+use crate::record::{Agent, Capacity, Connection, Keeping, Role, Scheduling, SessionState, Subject, Usage};
 use crate::txn::Txn;
 use crate::{leases, reconcile, tokens};
 
@@ -80,7 +81,7 @@ pub(crate) fn delete(txn: &mut Txn<'_>, id: &AgentId, force: bool) -> Applied {
         )));
     }
     reconcile::agent_removed(txn, id);
-    txn.remove_lease(EventKind::LeaseReleased, &LeaseName::of_agent(id));
+    leases::end_with_agent(txn, id);
     let agent = find(txn, id)?;
     txn.remove_agent(id);
     tokens::revoke_all(txn, &Subject::Agent(id.clone()), |_| true);
@@ -111,18 +112,19 @@ pub(crate) fn set_scheduling(
     })
 }
 
-/// Takes up a connection. One without a replica name leads from then on, unless a replica does;
-/// what it runs is reconciled.
-pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected) -> Applied {
+/// Takes up a connection. One without a replica name leads from then on; one of a replica leads if it holds
+/// `agent/{id}`, under the token `holds`. What the one that leads runs is reconciled.
+pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected, holds: Option<Token>) -> Applied {
     txn.actor.require_node()?;
     let mut agent = find(txn, &op.agent)?;
     may_connect(txn, op)?;
+    one_kind(txn, &agent, op)?;
     let runtime_changed =
         !op.runtime_id.is_empty() && !agent.runtime_id.is_empty() && op.runtime_id != agent.runtime_id;
-    if runtime_changed && let Some(session) = on_runtime(txn, &op.agent) {
+    if runtime_changed && let Some(why) = tied_to_runtime(txn, &agent, op) {
         return Err(Rejection::WrongState(format!(
-            "agent {} runs sessions on runtime {:?}, session {session} among them; this connection offers {:?}. \
-             Stop the sessions, or remove the agent by force, before it moves",
+            "agent {} {why} on runtime {:?}; this connection offers {:?}. Stop the sessions and the other \
+             replicas, or remove the agent by force, before it moves",
             op.agent, agent.runtime_id, op.runtime_id
         )));
     }
@@ -131,7 +133,6 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected) -> Applied {
     }
 
     let epoch = Epoch(txn.revision().0);
-    let token = Token(txn.revision().0);
     let connection = Connection {
         node: op.node,
         epoch,
@@ -143,8 +144,13 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected) -> Applied {
     let was_online = agent.is_online();
     let superseded = agent.connections.insert(op.replica.clone(), connection).is_some();
     let lease_name = LeaseName::of_agent(&op.agent);
-    let leads = op.replica.as_str().is_empty() && lease_is_ours(txn, &lease_name, &op.replica);
-    if leads {
+    let by_gateway = op.replica.as_str().is_empty() && lease_is_ours(txn, &lease_name, &op.replica);
+    let token = if by_gateway {
+        Some(Token(txn.revision().0))
+    } else {
+        held_by_replica(txn, &lease_name, &op.replica).filter(|token| holds == Some(*token))
+    };
+    if let Some(token) = token {
         agent.leader = Some((op.replica.clone(), token));
         agent.highest_token = token;
         agent.offline_reason.clear();
@@ -162,17 +168,58 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected) -> Applied {
         EventKind::AgentOnline
     };
     let agent = txn.put_agent(kind, agent);
-    if leads {
+    if by_gateway {
         if txn.state().lease(&lease_name).is_some() {
-            txn.remove_lease(EventKind::LeaseReleased, &lease_name);
+            txn.remove_lease(
+                EventKind::LeaseReleased,
+                &lease_name,
+                "a newer connection took over",
+            );
         }
         leases::grant_to_connection(txn, &agent, &op.replica);
+    } else {
+        queue::connection_replaced(txn, &lease_name, &op.replica, epoch);
+    }
+    if token.is_some() {
         reconcile::agent_connected(txn, op);
     }
-    Ok(Outcome::Connected {
-        epoch,
-        token: leads.then_some(token),
-    })
+    Ok(Outcome::Connected { epoch, token })
+}
+
+/// An agent either has replicas, which elect their leader, or none, and its newest connection leads: both at
+/// once would be two leaders.
+fn one_kind(txn: &Txn<'_>, agent: &Agent, op: &AgentConnected) -> Result<(), Rejection> {
+    let named = !op.replica.as_str().is_empty();
+    if !named
+        && let Some(lease) = txn.state().lease(&LeaseName::of_agent(&agent.id))
+        && let Keeping::Replica(replica) = &lease.kept
+    {
+        return Err(Rejection::WrongState(format!(
+            "replica {replica:?} led agent {} and may still act; its lease runs out within {} ms",
+            agent.id, lease.ttl_ms
+        )));
+    }
+    let other = agent
+        .connections
+        .keys()
+        .find(|replica| replica.as_str().is_empty() == named);
+    match other {
+        Some(replica) if named => Err(Rejection::WrongState(format!(
+            "agent {} is connected without a replica name, on node {}; end that process before replicas are started",
+            agent.id, agent.connections[replica].node
+        ))),
+        Some(replica) => Err(Rejection::WrongState(format!(
+            "agent {} is connected as replica {replica:?}; give this process a replica name too",
+            agent.id
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The token under which that replica holds the lease.
+fn held_by_replica(txn: &Txn<'_>, name: &LeaseName, replica: &ReplicaName) -> Option<Token> {
+    let lease = txn.state().lease(name)?;
+    matches!(&lease.kept, Keeping::Replica(holder) if holder == replica).then_some(lease.token)
 }
 
 fn may_connect(txn: &Txn<'_>, op: &AgentConnected) -> Result<(), Rejection> {
@@ -191,8 +238,18 @@ fn may_connect(txn: &Txn<'_>, op: &AgentConnected) -> Result<(), Rejection> {
 fn lease_is_ours(txn: &Txn<'_>, name: &LeaseName, replica: &ReplicaName) -> bool {
     match txn.state().lease(name) {
         None => true,
-        Some(lease) => lease.connection.as_ref().is_some_and(|(held, _)| held == replica),
+        Some(lease) => matches!(&lease.kept, Keeping::Gateway(held, _) if held == replica),
     }
+}
+
+/// What keeps an agent on its runtime: a session that may run there now (one that was at least sent there), or
+/// another replica that would start every session a second time.
+fn tied_to_runtime(txn: &Txn<'_>, agent: &Agent, op: &AgentConnected) -> Option<String> {
+    if let Some(session) = on_runtime(txn, &op.agent) {
+        return Some(format!("runs sessions, {session} among them,"));
+    }
+    let other = agent.connections.keys().find(|replica| **replica != op.replica)?;
+    Some(format!("has another replica, {other},"))
 }
 
 /// A session that may run on the agent's runtime now: one that was at least sent there.
@@ -220,7 +277,8 @@ pub(crate) fn disconnected(
     }
 }
 
-/// Ends a connection, if it is the current one of its replica, with the lease held for it.
+/// Ends a connection, if it is the current one of its replica, with the lease that a gateway holds for it (that
+/// of a replica outlasts its connection, for it may come back) and with its place in the queue.
 /// `lease_ends` says how the lease ends. Gives whether there was such a connection.
 pub(crate) fn drop_connection(
     txn: &mut Txn<'_>,
@@ -231,11 +289,11 @@ pub(crate) fn drop_connection(
     reason: &str,
 ) -> bool {
     let lease_name = LeaseName::of_agent(id);
-    let held = txn
+    let holds = txn
         .state()
         .lease(&lease_name)
-        .and_then(|lease| lease.connection.clone());
-    let holds = held.is_some_and(|held| held == (replica.clone(), epoch));
+        .is_some_and(|lease| lease.kept == Keeping::Gateway(replica.clone(), epoch));
+    queue::connection_gone(txn, &lease_name, replica, epoch);
     let current = txn.state().agent(id).filter(|agent| {
         agent
             .connections
@@ -244,7 +302,7 @@ pub(crate) fn drop_connection(
     });
     let Some(mut agent) = current.map(|agent| Agent::clone(agent)) else {
         if holds {
-            txn.remove_lease(lease_ends, &lease_name);
+            txn.remove_lease(lease_ends, &lease_name, reason);
         }
         return false;
     };
@@ -267,12 +325,23 @@ pub(crate) fn drop_connection(
     };
     txn.put_agent(kind, agent);
     if holds {
-        txn.remove_lease(lease_ends, &lease_name);
+        txn.remove_lease(lease_ends, &lease_name, reason);
     }
     if led || offline {
         reconcile::agent_offline(txn, id, reason);
     }
     true
+}
+
+/// The replica that led gave its lease back: nobody leads until the next one has taken over.
+pub(crate) fn leader_gone(txn: &mut Txn<'_>, id: &AgentId, reason: &str) {
+    let Some(mut agent) = txn.state().agent(id).map(|agent| Agent::clone(agent)) else {
+        return;
+    };
+    if agent.leader.take().is_some() {
+        txn.put_agent(EventKind::AgentUpdated, agent);
+        reconcile::agent_offline(txn, id, reason);
+    }
 }
 
 /// What an agent can carry has changed; only its leading connection may say so.

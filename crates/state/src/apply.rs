@@ -152,7 +152,7 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
             scheduling,
             deadline_ms,
         } => agents::set_scheduling(txn, id, *scheduling, *deadline_ms),
-        Operation::AgentConnected(op) => agents::connected(txn, op),
+        Operation::AgentConnected(op) => agents::connected(txn, op, None),
         Operation::AgentDisconnected {
             agent,
             replica,
@@ -226,8 +226,23 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
         Operation::AcquireLease { name, holder, ttl_ms } => leases::acquire(txn, name, holder, *ttl_ms),
         Operation::ReleaseLease { name, token } => leases::release(txn, name, *token),
         Operation::ForceReleaseLease { name, reason } => leases::force_release(txn, name, reason),
-        Operation::ExpireLeases { leadership, leases } => leases::expire(txn, *leadership, leases),
+        Operation::ExpireLeases { leadership, leases } => leases::expire(txn, *leadership, leases, &[]),
         Operation::Prune => prune::prune(txn),
+        Operation::Campaign(op) => leases::queue::campaign(txn, op),
+        Operation::Withdraw { name, candidate, at } => leases::queue::withdraw(txn, name, candidate, *at),
+        Operation::EndLeases {
+            leadership,
+            leases,
+            lapsed,
+        } => leases::expire(txn, *leadership, leases, lapsed),
+        Operation::ReplicaConnected { connected, holds } => agents::connected(txn, connected, *holds),
+        Operation::ReleaseAbandoned {
+            name,
+            token,
+            agent,
+            replica,
+            epoch,
+        } => leases::release_abandoned(txn, name, *token, agent, (replica, *epoch)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regent_types::{AgentId, UserName};
 
-use crate::record::{Session, Usage};
+use crate::record::{Keeping, Session, Usage};
 use crate::state::State;
 
 impl State {
@@ -17,6 +17,7 @@ impl State {
         self.check_indexes()?;
         self.check_usage()?;
         self.check_connections()?;
+        self.check_queues()?;
         self.check_commands()
     }
 
@@ -77,8 +78,15 @@ impl State {
                 ));
             };
             let lease = self.leases.get(&regent_types::LeaseName::of_agent(&agent.id));
-            let held = lease.and_then(|lease| lease.connection.as_ref());
-            if held != Some(&(replica.clone(), connection.epoch)) || lease.is_none_or(|l| l.token != *token) {
+            let held = lease.is_some_and(|lease| {
+                lease.token == *token
+                    && match &lease.kept {
+                        Keeping::Gateway(holder, epoch) => holder == replica && *epoch == connection.epoch,
+                        Keeping::Replica(holder) => holder == replica,
+                        Keeping::Holder | Keeping::Candidacy(_) => false,
+                    }
+            });
+            if !held {
                 return Err(format!(
                     "agent {} is led under token {token}, but its lease is {lease:?}",
                     agent.id
@@ -86,7 +94,7 @@ impl State {
             }
         }
         for lease in self.leases.values() {
-            if let (Some((replica, epoch)), Some(agent)) = (&lease.connection, lease.name.agent()) {
+            if let (Keeping::Gateway(replica, epoch), Some(agent)) = (&lease.kept, lease.name.agent()) {
                 let connection = self.agents.get(&agent).and_then(|a| a.connections.get(replica));
                 if connection.is_none_or(|c| c.epoch != *epoch) {
                     return Err(format!(
@@ -94,6 +102,34 @@ impl State {
                         lease.name
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_queues(&self) -> Result<(), String> {
+        for (name, queue) in &self.candidates {
+            if !self.leases.contains_key(name) {
+                return Err(format!("lease {name} is free while {} wait for it", queue.len()));
+            }
+            for (place, candidate) in queue {
+                if *place != candidate.place || *name != candidate.lease {
+                    return Err(format!(
+                        "candidate {} of {name} is not at its place",
+                        candidate.id
+                    ));
+                }
+                let Some((replica, epoch)) = &candidate.connection else {
+                    continue;
+                };
+                let agent = name.agent().and_then(|id| self.agents.get(&id));
+                let connection = agent.and_then(|agent| agent.connections.get(replica));
+                if connection.is_none_or(|connection| connection.epoch != *epoch) {
+                    return Err(format!("replica {replica:?} waits for {name} over no connection"));
+                }
+            }
+            if queue.is_empty() {
+                return Err(format!("the queue of {name} is empty and still there"));
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use regent_types::Revision;
 
-use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
 
 /// Revision, and which event of that revision, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,8 +39,17 @@ pub struct Event {
     pub at: u64,
     /// The record after it (before it, where it is gone).
     pub record: EventRecord,
-    /// Who did it, for people: `user:alice`, `agent:dev`, `system`; and why, where that matters.
+    /// Who did it, for people: `user:alice`, `agent:dev`, `system`; and why, where that matters, after `: `.
+    /// See [`Event::who`] and [`Event::why`].
     pub by: String,
+}
+
+/// Who and why in one text: no name of a principal has a space in it.
+pub(crate) fn by(who: &str, why: &str) -> String {
+    match why {
+        "" => who.to_owned(),
+        why => format!("{who}: {why}"),
+    }
 }
 
 /// The record that an event is about.
@@ -60,6 +69,8 @@ pub enum EventRecord {
     User(Arc<User>),
     /// An API token.
     ApiToken(Arc<ApiToken>),
+    /// Somebody who waits for a lease.
+    Candidate(Arc<Candidate>),
 }
 
 /// What happened. The text form (`session.running`) is [`Event::name`].
@@ -117,6 +128,10 @@ pub enum EventKind {
     TokenCreated,
     /// A token was revoked or has expired.
     TokenDeleted,
+    /// Somebody waits for a lease, or waits for it elsewhere.
+    LeaseQueued,
+    /// Somebody waits for a lease no more and did not get it.
+    LeaseLeft,
 }
 
 impl Event {
@@ -134,6 +149,16 @@ impl Event {
         }
     }
 
+    /// Who did it: `user:alice`, `agent:dev`, `system`.
+    pub fn who(&self) -> &str {
+        self.by.split_once(": ").map_or(&*self.by, |(who, _)| who)
+    }
+
+    /// Why, where there is more to say than the kind does.
+    pub fn why(&self) -> Option<&str> {
+        self.by.split_once(": ").map(|(_, why)| why)
+    }
+
     /// The name of what it is about.
     pub fn subject(&self) -> &str {
         match &self.record {
@@ -144,6 +169,7 @@ impl Event {
             EventRecord::Template(r) => r.name.as_str(),
             EventRecord::User(r) => r.name.as_str(),
             EventRecord::ApiToken(r) => r.id.as_str(),
+            EventRecord::Candidate(r) => r.lease.as_str(),
         }
     }
 }
@@ -178,6 +204,8 @@ impl EventKind {
             Self::UserDeleted => "user.deleted",
             Self::TokenCreated => "token.created",
             Self::TokenDeleted => "token.deleted",
+            Self::LeaseQueued => "lease.queued",
+            Self::LeaseLeft => "lease.left",
         }
     }
 }

@@ -5,9 +5,11 @@
 
 use imbl::{OrdMap, OrdSet};
 
-use regent_types::{AgentId, CommandId, Epoch, Revision, SessionName, TokenId, UserName};
+use regent_types::{
+    AgentId, CandidateId, CommandId, Epoch, LeaseName, Revision, SessionName, TokenId, UserName,
+};
 
-use crate::record::{ApiToken, Command, CommandState, Session, SessionState, Subject};
+use crate::record::{ApiToken, Candidate, Command, CommandState, Session, SessionState, Subject};
 use crate::state::State;
 
 /// A command's place in the queue.
@@ -46,9 +48,21 @@ pub(crate) struct Indexes {
     pub(crate) token_expiry: OrdSet<(u64, TokenId)>,
     /// Idempotency keys, by time and revision.
     pub(crate) recorded: OrdMap<(u64, Revision), [u8; 16]>,
+    /// The place of each candidacy in the queue of its lease.
+    pub(crate) candidacies: OrdMap<(LeaseName, CandidateId), Revision>,
 }
 
 impl Indexes {
+    pub(crate) fn add_candidate(&mut self, candidate: &Candidate) {
+        self.candidacies
+            .insert((candidate.lease.clone(), candidate.id.clone()), candidate.place);
+    }
+
+    pub(crate) fn remove_candidate(&mut self, candidate: &Candidate) {
+        self.candidacies
+            .remove(&(candidate.lease.clone(), candidate.id.clone()));
+    }
+
     pub(crate) fn add_session(&mut self, session: &Session) {
         let name = &session.name;
         if let Some(agent) = &session.agent {
@@ -241,6 +255,8 @@ impl State {
             .values()
             .for_each(|command| index.add_command(command));
         self.tokens.values().for_each(|token| index.add_token(token));
+        self.candidates()
+            .for_each(|candidate| index.add_candidate(candidate));
         for (key, recorded) in &self.recorded {
             index.recorded.insert((recorded.at, recorded.revision), *key);
         }

@@ -6,11 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
     TemplateName, Token, TokenId, UserName,
 };
 
-use crate::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject};
+use crate::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt};
 
 /// An operation with who asks for it: the content of one log entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,6 +294,68 @@ pub enum Operation {
     },
     /// Forget what is old enough. The limits are in apply; at most a bounded number at a time.
     Prune,
+    /// Stand in the queue for a lease, or take it if it is free.
+    Campaign(Campaign),
+    /// Leave the queue for a lease. Changes nothing when the candidate waits elsewhere by now.
+    Withdraw {
+        /// The lease.
+        name: LeaseName,
+        /// The candidacy.
+        candidate: CandidateId,
+        /// Where it waited.
+        at: WaitsAt,
+    },
+    /// Leases whose time is up and candidates whose node is gone, by the leader's clock. The next in each queue
+    /// is promoted in the same entry. Rejected unless the entry was written under this leadership.
+    EndLeases {
+        /// Who decided it.
+        leadership: Leadership,
+        /// Which leases, under which tokens.
+        leases: Vec<(LeaseName, Token)>,
+        /// Which candidates, by their places: left out of the promotion.
+        lapsed: Vec<(LeaseName, Revision)>,
+    },
+    /// A connection of an agent's replica is up. It leads if it holds `agent/{id}`.
+    ReplicaConnected {
+        /// The connection.
+        connected: AgentConnected,
+        /// The token of `agent/{id}` that the replica says it holds.
+        holds: Option<Token>,
+    },
+    /// The connection over which a lease was kept is lost and has not come back in time: the early end that the
+    /// holder asked for. Changes nothing when the replica has connected since, or the token is not current.
+    ReleaseAbandoned {
+        /// The lease.
+        name: LeaseName,
+        /// Its token.
+        token: Token,
+        /// The agent.
+        agent: AgentId,
+        /// The replica.
+        replica: ReplicaName,
+        /// The connection that is lost.
+        epoch: Epoch,
+    },
+}
+
+/// See [`Operation::Campaign`]. Asking again under the same id moves the candidacy to where it is asked from and
+/// keeps its place; once it was granted the grant comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Campaign {
+    /// The lease.
+    pub name: LeaseName,
+    /// Names the candidacy. For `agent/{id}`: the replica's name.
+    pub candidate: CandidateId,
+    /// Who would hold it, for people.
+    pub holder: String,
+    /// The TTL, in milliseconds.
+    pub ttl_ms: u64,
+    /// Where it waits.
+    pub at: WaitsAt,
+    /// For `agent/{id}`, which nodes campaign for on behalf of a replica: the connection.
+    pub connection: Option<(ReplicaName, Epoch)>,
+    /// The token under which it was held before, if it was.
+    pub resume: Option<Token>,
 }
 
 /// See [`Operation::InitCluster`].

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use regent_types::{AgentId, CommandId, Epoch, SessionName, Token};
 
-use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
 
 /// What applying one operation gives.
 pub type Applied = Result<Outcome, Rejection>;
@@ -60,6 +60,8 @@ pub enum Outcome {
     Stale,
     /// The recorded outcome of an earlier request with the same idempotency key.
     Replayed(Box<Outcome>),
+    /// The lease is held: this candidate waits for it.
+    Queued(Arc<Candidate>),
 }
 
 /// What a name that was not found would have named.

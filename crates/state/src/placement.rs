@@ -23,7 +23,7 @@ pub(crate) fn choose(
     let best = state
         .agents()
         .values()
-        .filter(|agent| may_take(agent, wanted) && room(agent, cpu, memory).is_none())
+        .filter(|agent| may_take(state, agent, wanted) && room(agent, cpu, memory).is_none())
         .min_by(|a, b| compare(a, b));
     match best {
         Some(agent) => Ok(agent.id.clone()),
@@ -31,7 +31,7 @@ pub(crate) fn choose(
             .agents()
             .values()
             .take(MAX_REFUSALS)
-            .map(|agent| (agent.id.clone(), refusal(agent, cpu, memory, wanted)))
+            .map(|agent| (agent.id.clone(), refusal(state, agent, cpu, memory, wanted)))
             .collect()),
     }
 }
@@ -48,15 +48,17 @@ pub(crate) fn describe(refusals: &[(AgentId, String)]) -> String {
         .join("; ")
 }
 
-fn may_take(agent: &Agent, wanted: &Placement) -> bool {
-    agent.scheduling == Scheduling::Eligible
-        // Online is not enough: without a leading connection nobody would take the command.
-        && agent.leading().is_some()
-        && mismatch(agent, wanted).is_none()
+fn may_take(state: &State, agent: &Agent, wanted: &Placement) -> bool {
+    agent.scheduling == Scheduling::Eligible && is_led(state, agent) && mismatch(agent, wanted).is_none()
+}
+
+/// Online is not enough: without a leading connection, now or soon, nobody would take the command.
+fn is_led(state: &State, agent: &Agent) -> bool {
+    agent.leading().is_some() || (agent.is_online() && state.has_successor(&agent.id))
 }
 
 /// Why not, in the order in which a person would ask: is it there, may it, is it the right one, has it room.
-fn refusal(agent: &Agent, cpu: u64, memory: u64, wanted: &Placement) -> String {
+fn refusal(state: &State, agent: &Agent, cpu: u64, memory: u64, wanted: &Placement) -> String {
     if agent.connections.is_empty() {
         return if agent.offline_reason.is_empty() {
             "offline".to_owned()
@@ -64,7 +66,7 @@ fn refusal(agent: &Agent, cpu: u64, memory: u64, wanted: &Placement) -> String {
             format!("offline ({})", agent.offline_reason)
         };
     }
-    if agent.leading().is_none() {
+    if !is_led(state, agent) {
         return "none of its replicas leads".to_owned();
     }
     match agent.scheduling {

@@ -14,7 +14,7 @@ use regent_types::Revision;
 
 use crate::codec::{self, CodecError, FORMAT, MAX_ENCODED};
 use crate::event::{Event, EventId};
-use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
 use crate::state::{Identity, Recorded, State};
 
 /// The largest piece that [`State::encode_chunks`] gives: small enough to be a network frame.
@@ -45,6 +45,7 @@ enum Item {
     Recorded([u8; 16], Arc<Recorded>),
     Event(EventId, Arc<Event>),
     Trailer { records: u64, content: u64 },
+    Candidate(Arc<Candidate>),
 }
 
 #[derive(Serialize)]
@@ -60,6 +61,7 @@ enum ItemRef<'a> {
     Recorded(&'a [u8; 16], &'a Recorded),
     Event(&'a EventId, &'a Event),
     Trailer { records: u64, content: u64 },
+    Candidate(&'a Candidate),
 }
 
 impl State {
@@ -119,6 +121,7 @@ impl State {
         let agents = self.agents.values().map(|r| ItemRef::Agent(r));
         let commands = self.commands.values().map(|r| ItemRef::Command(r));
         let leases = self.leases.values().map(|r| ItemRef::Lease(r));
+        let candidates = self.candidates().map(|r| ItemRef::Candidate(r));
         let templates = self.templates.values().map(|r| ItemRef::Template(r));
         let users = self.users.values().map(|r| ItemRef::User(r));
         let tokens = self.tokens.values().map(|r| ItemRef::ApiToken(r));
@@ -128,6 +131,7 @@ impl State {
             .chain(agents)
             .chain(commands)
             .chain(leases)
+            .chain(candidates)
             .chain(templates)
             .chain(users)
             .chain(tokens)
@@ -293,6 +297,13 @@ impl StateDecoder {
             Item::ApiToken(r) => drop(state.tokens.insert(r.id.clone(), r)),
             Item::Recorded(key, r) => drop(state.recorded.insert(key, r)),
             Item::Event(id, r) => drop(state.events.insert(id, r)),
+            Item::Candidate(r) => drop(
+                state
+                    .candidates
+                    .entry(r.lease.clone())
+                    .or_default()
+                    .insert(r.place, r),
+            ),
             Item::Trailer { records, content } => {
                 self.records -= 1;
                 self.trailer = Some((records, content));

@@ -10,15 +10,17 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, ClusterId, CommandId, LeaseName, Principal, Revision, SessionName, TemplateName, TokenId,
-    UserName,
+    AgentId, CandidateId, ClusterId, CommandId, LeaseName, Principal, Revision, SessionName, TemplateName,
+    TokenId, UserName,
 };
 
 use crate::digest::Contribution;
 use crate::event::{Event, EventId};
 use crate::index::Indexes;
 use crate::outcome::Applied;
-use crate::record::{Agent, ApiToken, Command, CommandState, Lease, Role, Session, Subject, Template, User};
+use crate::record::{
+    Agent, ApiToken, Candidate, Command, CommandState, Lease, Role, Session, Subject, Template, User,
+};
 
 /// How many commands [`State::deliverable`] gives at a time: one round of sending for one agent.
 pub const MAX_DELIVERABLE: usize = 64;
@@ -51,6 +53,8 @@ pub struct State {
     pub(crate) agents: OrdMap<AgentId, Arc<Agent>>,
     pub(crate) commands: OrdMap<CommandId, Arc<Command>>,
     pub(crate) leases: OrdMap<LeaseName, Arc<Lease>>,
+    /// The queues of leases that somebody waits for, by place. None is empty.
+    pub(crate) candidates: OrdMap<LeaseName, OrdMap<Revision, Arc<Candidate>>>,
     pub(crate) templates: OrdMap<TemplateName, Arc<Template>>,
     pub(crate) users: OrdMap<UserName, Arc<User>>,
     pub(crate) tokens: OrdMap<TokenId, Arc<ApiToken>>,
@@ -82,6 +86,7 @@ impl State {
             agents: OrdMap::new(),
             commands: OrdMap::new(),
             leases: OrdMap::new(),
+            candidates: OrdMap::new(),
             templates: OrdMap::new(),
             users: OrdMap::new(),
             tokens: OrdMap::new(),
@@ -258,6 +263,39 @@ impl State {
     /// All leases that are held, by name.
     pub fn leases(&self) -> &OrdMap<LeaseName, Arc<Lease>> {
         &self.leases
+    }
+
+    /// Who waits for a lease, first come first.
+    pub fn queue_of(&self, name: &LeaseName) -> impl Iterator<Item = &Arc<Candidate>> {
+        self.candidates.get(name).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// How many wait for a lease.
+    pub fn queue_len(&self, name: &LeaseName) -> usize {
+        self.candidates.get(name).map_or(0, OrdMap::len)
+    }
+
+    /// A candidacy that waits.
+    pub fn candidate(&self, name: &LeaseName, id: &CandidateId) -> Option<&Arc<Candidate>> {
+        let place = self.index.candidacies.get(&(name.clone(), id.clone()))?;
+        self.candidate_at(name, *place)
+    }
+
+    /// Who waits at that place of a queue.
+    pub fn candidate_at(&self, name: &LeaseName, place: Revision) -> Option<&Arc<Candidate>> {
+        self.candidates.get(name)?.get(&place)
+    }
+
+    /// All who wait for a lease.
+    pub fn candidates(&self) -> impl Iterator<Item = &Arc<Candidate>> {
+        self.candidates.values().flat_map(OrdMap::values)
+    }
+
+    /// Whether an agent that nobody leads at the moment will be led again: a replica holds its lease and has
+    /// not taken over yet, or some wait for it.
+    pub fn has_successor(&self, agent: &AgentId) -> bool {
+        let name = LeaseName::of_agent(agent);
+        self.leases.contains_key(&name) || self.candidates.contains_key(&name)
     }
 
     /// A template.

@@ -11,7 +11,7 @@ use regent_types::{AgentId, CommandId, LeaseName, Revision, SessionName, Templat
 use crate::actor::Actor;
 use crate::event::{Event, EventId, EventKind, EventRecord};
 use crate::operation::Meta;
-use crate::record::{Agent, ApiToken, Command, Lease, Session, Template, Usage, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, Usage, User};
 use crate::state::{Identity, Recorded, State};
 
 /// How many events are kept: a watcher that is away for some minutes of heavy use may resume.
@@ -33,6 +33,7 @@ enum Table {
     Recorded,
     Identity,
     Removed,
+    Candidate,
 }
 
 /// One operation being applied.
@@ -160,11 +161,53 @@ impl<'a> Txn<'a> {
         lease
     }
 
-    /// Ends a lease, with the kind that says how.
-    pub(crate) fn remove_lease(&mut self, kind: EventKind, name: &LeaseName) {
+    /// Ends a lease, with the kind that says how and the reason why, for people.
+    pub(crate) fn remove_lease(&mut self, kind: EventKind, name: &LeaseName, reason: &str) {
         if let Some(old) = self.state.leases.remove(name) {
             self.removed(Table::Lease, name.as_str());
-            self.emit(kind, EventRecord::Lease(old));
+            self.emit_because(kind, EventRecord::Lease(old), reason);
+        }
+    }
+
+    /// Puts a candidate into the queue of its lease, or changes one that is there.
+    pub(crate) fn put_candidate(&mut self, candidate: Candidate) -> Arc<Candidate> {
+        let candidate = Arc::new(candidate);
+        self.state.index.add_candidate(&candidate);
+        self.state
+            .candidates
+            .entry(candidate.lease.clone())
+            .or_default()
+            .insert(candidate.place, candidate.clone());
+        self.state
+            .contribution
+            .changed(Table::Candidate as u8, &candidate);
+        self.emit(EventKind::LeaseQueued, EventRecord::Candidate(candidate.clone()));
+        candidate
+    }
+
+    /// Takes a candidate out of its queue, since it does not wait any more.
+    pub(crate) fn remove_candidate(&mut self, candidate: &Arc<Candidate>, reason: &str) {
+        self.promote_candidate(candidate);
+        self.emit_because(
+            EventKind::LeaseLeft,
+            EventRecord::Candidate(candidate.clone()),
+            reason,
+        );
+    }
+
+    /// Takes a candidate out of its queue because it gets the lease; the grant says so.
+    pub(crate) fn promote_candidate(&mut self, candidate: &Candidate) {
+        let name = &candidate.lease;
+        if let Some(queue) = self.state.candidates.get_mut(name) {
+            queue.remove(&candidate.place);
+            if queue.is_empty() {
+                self.state.candidates.remove(name);
+            }
+            self.state.index.remove_candidate(candidate);
+            self.state.contribution.changed(
+                Table::Removed as u8,
+                &(Table::Candidate as u8, name, candidate.place),
+            );
         }
     }
 
@@ -287,15 +330,19 @@ impl<'a> Txn<'a> {
             .changed(Table::Removed as u8, &(table as u8, name));
     }
 
-    /// The event has the record, and the record is in the digest already.
     fn emit(&mut self, kind: EventKind, record: EventRecord) {
+        self.emit_because(kind, record, "");
+    }
+
+    /// The event has the record, and the record is in the digest already.
+    fn emit_because(&mut self, kind: EventKind, record: EventRecord, reason: &str) {
         let id = EventId(self.meta.revision, self.events);
         self.events += 1;
         let event = Event {
             kind,
             at: self.state.now,
             record,
-            by: self.actor.to_string(),
+            by: crate::event::by(&self.actor.to_string(), reason),
         };
         self.state.events.insert(id, Arc::new(event));
         while self.state.events.len() > MAX_EVENTS {

@@ -47,6 +47,12 @@ acquire jobs holder=me ttl=5s key=k2
 release jobs token=5
 force-release jobs reason=why
 expire jobs token=6 leadership=3/2
+acquire jobs holder=me ttl=5s
+campaign jobs candidate=one holder=you ttl=9s node=2 start=7 resume=3
+withdraw jobs candidate=one node=2 start=7
+end jobs lapsed=jobs@40
+connect dev replica=two node=2 runtime=r1 sessions=s1:running:1 holds=9
+abandon jobs token=9 agent=dev replica=two epoch=5
 stop s1 command=c8
 drain dev deadline=5m
 cordon dev
@@ -97,11 +103,16 @@ fn name(request: &Request) -> &'static str {
         Op::ForceReleaseLease { .. } => "ForceReleaseLease",
         Op::ExpireLeases { .. } => "ExpireLeases",
         Op::Prune => "Prune",
+        Op::Campaign(_) => "Campaign",
+        Op::Withdraw { .. } => "Withdraw",
+        Op::EndLeases { .. } => "EndLeases",
+        Op::ReplicaConnected { .. } => "ReplicaConnected",
+        Op::ReleaseAbandoned { .. } => "ReleaseAbandoned",
     }
 }
 
 /// How many variants [`name`] knows.
-const VARIANTS: usize = 36;
+const VARIANTS: usize = 41;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

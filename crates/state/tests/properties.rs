@@ -54,7 +54,7 @@ fn line(world: &World, at: usize, (kind, a, b): Choice) -> String {
     let open = nth(open, a).unwrap_or_else(|| "nothing".to_owned());
     let any = nth(world.state.commands().keys(), a).unwrap_or_else(|| "nothing".to_owned());
     let deliverable = world.state.deliverable(&agent.parse().unwrap(), world.now);
-    match kind % 40 {
+    match kind % 46 {
         0..=4 => {
             let wish = pick(
                 &[
@@ -116,10 +116,23 @@ fn line(world: &World, at: usize, (kind, a, b): Choice) -> String {
             };
             format!(
                 "connect {agent} sessions={sessions} {}",
-                pick(&["", "", "", "replica=two", "runtime=r2"], b)
+                pick(
+                    &[
+                        "",
+                        "",
+                        "replica=one holds=current",
+                        "replica=two holds=current",
+                        "replica=two",
+                        "runtime=r2",
+                    ],
+                    b
+                )
             )
         }
-        28 => format!("disconnect {agent} {}", pick(&["", "", "epoch=3"], b)),
+        28 => format!(
+            "disconnect {agent} {}",
+            pick(&["", "", "replica=one", "replica=two", "epoch=3"], b)
+        ),
         29 => format!(
             "command c{at} agent={agent} as={caller} {}",
             pick(&["", "expires=5s", "action=stop_session"], b)
@@ -166,6 +179,30 @@ fn line(world: &World, at: usize, (kind, a, b): Choice) -> String {
         },
         37 => "prune".to_owned(),
         38 => format!("patch {session} tags=a,b as={caller} max=1h"),
+        39..=40 => format!(
+            "campaign jobs candidate={} as={} node={}",
+            pick(&["a", "b", "c"], a),
+            pick(&["alice", "bob", "agent-dev"], b),
+            1 + b % 3
+        ),
+        41..=42 => format!("campaign agent/{agent} replica={}", pick(&["one", "two"], b)),
+        43 => format!(
+            "withdraw jobs candidate={} as={} node={}",
+            pick(&["a", "b", "c"], a),
+            pick(&["alice", "bob", "node"], b),
+            1 + b % 3
+        ),
+        44 => {
+            let lapsed = nth(
+                world
+                    .state
+                    .candidates()
+                    .map(|c| format!("{}@{}", c.lease, c.place)),
+                b,
+            );
+            let lapsed = lapsed.map(|one| format!("lapsed={one}")).unwrap_or_default();
+            format!("end {lease} {lapsed}")
+        }
         _ => format!("advance {}", pick(&["1s", "11s", "3m", "25h"], b)),
     }
 }
@@ -331,6 +368,8 @@ fn random_stories_reach_what_matters() {
         "command.cancelled",
         "lease.granted",
         "lease.expired",
+        "lease.queued",
+        "lease.left",
         "agent.offline",
         "agent.online",
         "agent.deleted",

@@ -1,7 +1,7 @@
 //! How outcomes, events and records look in a story: one line each.
 
 use regent_state::record::{
-    Agent, Capacity, Command, CommandState, Lease, Quota, Scheduling, Session, Subject, Usage,
+    Agent, Candidate, Capacity, Command, CommandState, Lease, Quota, Scheduling, Session, Subject, Usage,
 };
 use regent_state::{Applied, Event, EventRecord, Outcome, Rejection};
 
@@ -36,6 +36,7 @@ fn outcome(outcome: &Outcome) -> String {
         Outcome::ApiToken(r) => format!("token {}", r.id),
         Outcome::Count(n) => format!("{n} changed"),
         Outcome::Stale => "stale".to_owned(),
+        Outcome::Queued(r) => candidate(r),
         Outcome::Replayed(inner) => format!("replayed: {}", self::outcome(inner)),
     }
 }
@@ -78,6 +79,7 @@ pub fn event(event: &Event) -> String {
             Subject::User(name) => format!("token {} of user {name}", r.id),
             Subject::Agent(id) => format!("token {} of agent {id}", r.id),
         },
+        EventRecord::Candidate(r) => candidate(r),
     };
     format!("{} by {}: {record}", event.name(), event.by)
 }
@@ -158,6 +160,17 @@ pub fn lease(r: &Lease) -> String {
     format!(
         "lease {} held by {:?} ({}) under {} for {} ms",
         r.name, r.holder, r.owner, r.token, r.ttl_ms
+    )
+}
+
+pub fn candidate(r: &Candidate) -> String {
+    let over = match &r.connection {
+        Some((replica, epoch)) => format!(" over {replica:?} epoch {epoch}"),
+        None => String::new(),
+    };
+    format!(
+        "{:?} ({}) waits for {} at {} since {}{over}, on node {}",
+        r.holder, r.owner, r.lease, r.place, r.id, r.at.node
     )
 }
 

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use regent_state::operation::{
-    AgentConnected, CreateCommand, CreateSession, CreateToken, InitCluster, PatchSession, RegisterAgent,
-    ReportSession, Reported, ReportedSession, SessionOperation,
+    AgentConnected, Campaign, CreateCommand, CreateSession, CreateToken, InitCluster, PatchSession,
+    RegisterAgent, ReportSession, Reported, ReportedSession, SessionOperation,
 };
-use regent_state::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject};
+use regent_state::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt};
 use regent_state::{Caller, Idempotency, Leadership, Operation, Overdue};
 use regent_types::{
-    AgentId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
     TemplateName, Token, TokenId, UserName,
 };
 
@@ -230,6 +230,10 @@ fn control(world: &mut World, step: &Step<'_>) -> Option<String> {
             .leases()
             .values()
             .for_each(|r| writeln!(text, "{}", show::lease(r)).unwrap()),
+        "candidates" => world
+            .state
+            .candidates()
+            .for_each(|r| writeln!(text, "{}", show::candidate(r)).unwrap()),
         "tokens" => world
             .state
             .tokens()
@@ -306,8 +310,12 @@ fn control(world: &mut World, step: &Step<'_>) -> Option<String> {
 fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
     let state = &world.state;
     let leading = |id: &AgentId| {
+        let connection = state.agent(id).and_then(|a| match step.raw("replica") {
+            Some(replica) => a.connections.get(&ReplicaName::new(replica).unwrap()),
+            None => a.leading(),
+        });
         step.number("epoch")
-            .or_else(|| state.agent(id).and_then(|a| a.leading()).map(|c| c.epoch.0))
+            .or(connection.map(|c| c.epoch.0))
             .map_or(Epoch(0), Epoch)
     };
     let run = step.number("run").map(|run| u32::try_from(run).unwrap());
@@ -471,7 +479,22 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                         .map_or_else(|| format!("r{}", state.revision()), str::to_owned),
                 ),
             };
-            (Operation::AgentConnected(op), true)
+            let operation = if op.replica.as_str().is_empty() {
+                Operation::AgentConnected(op)
+            } else {
+                let held = || {
+                    state
+                        .lease(&LeaseName::of_agent(&agent(id)))
+                        .map(|lease| lease.token)
+                };
+                let holds = match step.raw("holds") {
+                    Some("current") => held(),
+                    Some(token) => Some(Token(number(token))),
+                    None => None,
+                };
+                Operation::ReplicaConnected { connected: op, holds }
+            };
+            (operation, true)
         }
         "disconnect" => {
             let id = agent(step.arg(0));
@@ -686,18 +709,85 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             false,
         ),
         "expire" => {
-            let leadership = match step.raw("leadership").and_then(|text| text.split_once('/')) {
-                Some((term, node)) => Leadership {
-                    term: number(term),
-                    node: NodeId(number(node)),
-                },
-                None => world.leadership,
-            };
+            let leadership = decided_by(world, step);
             let leases = vec![(lease(step), lease_token(world, step))];
             (Operation::ExpireLeases { leadership, leases }, true)
         }
+        "end" => {
+            let leases = step.words.iter().map(|name| LeaseName::new(name).unwrap());
+            let leases = leases.filter_map(|name| Some((name.clone(), state.lease(&name)?.token)));
+            let lapsed = step.raw("lapsed").into_iter().flat_map(|list| list.split(','));
+            let lapsed = lapsed.map(|one| {
+                let (name, place) = one.rsplit_once('@').unwrap();
+                (LeaseName::new(name).unwrap(), Revision(number(place)))
+            });
+            let op = Operation::EndLeases {
+                leadership: decided_by(world, step),
+                leases: leases.collect(),
+                lapsed: lapsed.collect(),
+            };
+            (op, true)
+        }
+        "campaign" => {
+            let name = lease(step);
+            let connection = step.raw("replica").map(|replica| {
+                let replica = ReplicaName::new(replica).unwrap();
+                let connected = name.agent().and_then(|id| state.agent(&id).cloned());
+                let current = connected.and_then(|a| a.connections.get(&replica).map(|c| c.epoch));
+                let epoch = step.number("epoch").map(Epoch).or(current).unwrap_or_default();
+                (replica, epoch)
+            });
+            let by_node = connection.is_some();
+            let candidate = step.raw("candidate").or(step.raw("replica")).unwrap_or("someone");
+            let op = Campaign {
+                name,
+                candidate: CandidateId::new(candidate).unwrap(),
+                holder: step.text("holder", candidate),
+                ttl_ms: step.number("ttl").unwrap_or(5_000),
+                at: waits_at(step),
+                connection,
+                resume: step.number("resume").map(Token),
+            };
+            (Operation::Campaign(op), by_node)
+        }
+        "withdraw" => {
+            let op = Operation::Withdraw {
+                name: lease(step),
+                candidate: CandidateId::new(step.raw("candidate").unwrap_or("someone")).unwrap(),
+                at: waits_at(step),
+            };
+            (op, false)
+        }
+        "abandon" => {
+            let op = Operation::ReleaseAbandoned {
+                name: lease(step),
+                token: lease_token(world, step),
+                agent: agent(step.raw("agent").unwrap_or("dev")),
+                replica: ReplicaName::new(step.raw("replica").unwrap_or_default()).unwrap(),
+                epoch: Epoch(step.number("epoch").unwrap_or_default()),
+            };
+            (op, true)
+        }
         "prune" => (Operation::Prune, true),
         other => panic!("unknown step {other:?} in {:?}", step.line),
+    }
+}
+
+/// The leadership that decided it, as `TERM/NODE`; the one that is when it is not given.
+fn decided_by(world: &World, step: &Step<'_>) -> Leadership {
+    match step.raw("leadership").and_then(|text| text.split_once('/')) {
+        Some((term, node)) => Leadership {
+            term: number(term),
+            node: NodeId(number(node)),
+        },
+        None => world.leadership,
+    }
+}
+
+fn waits_at(step: &Step<'_>) -> WaitsAt {
+    WaitsAt {
+        node: NodeId(step.number("node").unwrap_or(1)),
+        start: step.number("start").unwrap_or(1),
     }
 }
 
