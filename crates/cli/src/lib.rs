@@ -8,6 +8,7 @@ mod agent;
 mod args;
 mod config;
 mod dev;
+mod hold;
 mod internal;
 mod lifeline;
 mod logging;
@@ -58,6 +59,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             logging::start(args.global.log_format)?;
             threads()?.block_on(agent::run(config::load(config, *flags)?))
         }
+        // It has exit codes of its own.
+        Command::Lease(noun::lease::Command::Hold(hold)) => hold::run(hold, &args.global),
         // `dev` only waits for others: one thread is enough.
         Command::Dev(flags) => one_thread()?.block_on(dev::run(flags)),
         command => {

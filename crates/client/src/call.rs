@@ -22,15 +22,15 @@ use crate::backoff::FullJitter;
 /// than a failover of the cluster and than a node's own deadline for a write (10 s).
 const DEADLINE: Duration = Duration::from_secs(20);
 /// One server gets this long to answer: a frozen one must leave time for the next.
-const ATTEMPT: Duration = Duration::from_secs(6);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(6);
 /// One server gets this long to take the connection.
 const CONNECT: Duration = Duration::from_secs(2);
 /// When every server refused the connection this many times in a row, there is nobody there.
 const ROUNDS_WITHOUT_CONNECTION: usize = 4;
 /// The ceiling of the first wait, after every server was asked once.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// The ceiling of later waits.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How much of a foreign server's answer is shown.
 const SHOWN: usize = 200;
 
@@ -201,12 +201,12 @@ impl Answer {
 }
 
 /// How one attempt ended that did not succeed.
-struct Failure {
-    error: Error,
+pub(crate) struct Failure {
+    pub(crate) error: Error,
     /// Whether another attempt makes sense.
-    again: bool,
+    pub(crate) again: bool,
     /// Whether the request may have been done.
-    doubt: bool,
+    pub(crate) doubt: bool,
     /// Whether a connection was made at all.
     connected: bool,
 }
@@ -299,7 +299,7 @@ impl Client {
     /// Sends a call to one server after the other until one has an answer that stands.
     pub(crate) async fn send(&self, call: Call) -> Result<Answer, Error> {
         let started = Instant::now();
-        let key = (call.repeat == Repeat::WithKey).then(|| format!("{:032x}", rand::random::<u128>()));
+        let key = (call.repeat == Repeat::WithKey).then(new_key);
         let count = self.shared.servers.len();
         let first = self.shared.preferred.load(Ordering::Relaxed);
         let mut backoff = FullJitter::new(FIRST_WAIT, LONGEST_WAIT);
@@ -373,17 +373,36 @@ impl Client {
         }
     }
 
+    /// The server that answered last.
     pub(crate) fn preferred(&self) -> usize {
         self.shared.preferred.load(Ordering::Relaxed)
     }
 
-    async fn attempt(
+    /// This server answered: the next call begins there.
+    pub(crate) fn prefer(&self, server: usize) {
+        let server = server % self.shared.servers.len();
+        self.shared.preferred.store(server, Ordering::Relaxed);
+    }
+
+    /// How many servers there are; at least one.
+    pub(crate) fn server_count(&self) -> usize {
+        self.shared.servers.len()
+    }
+
+    /// The bound on how long one call may take with all its repetitions.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Sends a call to one server (counted round), once.
+    pub(crate) async fn attempt(
         &self,
         call: &Call,
         server: usize,
         key: Option<&str>,
         within: Duration,
     ) -> Result<Answer, Failure> {
+        let server = server % self.shared.servers.len();
         let request = self
             .request(call, server, key)
             .map_err(|error| Failure {
@@ -468,6 +487,11 @@ impl Client {
             },
         }
     }
+}
+
+/// A fresh idempotency key.
+pub(crate) fn new_key() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 fn judge(server: &Url, status: StatusCode, body: &[u8]) -> Failure {

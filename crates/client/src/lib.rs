@@ -6,6 +6,9 @@
 //! with every repetition, so a call whose outcome is unknown may be repeated.
 //!
 //! - `call`: one call: which server, how often, how long; the only place that sends.
+//! - [`LeaderElector`]: elections for programs: campaign, lead while the guard is valid, resign.
+//! - `candidacy`: the queue before a lease, over all servers.
+//! - `follow`: a stream of events that outlives any node.
 //! - [`backoff`]: waiting between attempts, full jitter.
 //! - [`guard`]: until when a holder may act under a lease, and when it sends the next keepalive: pure.
 //! - [`clock`]: the clock that guards count by.
@@ -18,11 +21,14 @@ mod agents;
 mod auth;
 pub mod backoff;
 mod call;
+mod candidacy;
 pub mod clock;
 mod cluster;
 mod commands;
+pub mod elector;
 pub mod error;
 mod events;
+mod follow;
 pub mod guard;
 mod leases;
 pub mod page;
@@ -34,7 +40,9 @@ mod users;
 
 pub use call::{Client, Consistency};
 pub use commands::CommandFilter;
+pub use elector::{LeaderElector, Leadership, Loss, Standing};
 pub use error::Error;
 pub use events::EventFilter;
+pub use leases::{Leader, LeaseState};
 pub use page::Page;
 pub use sessions::{SessionFilter, Tagged};
