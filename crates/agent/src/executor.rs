@@ -2,9 +2,11 @@
 //!
 //! Each command is a task of its own, so nothing here makes the session with the control plane wait; how
 //! many there are at a time, and in which order, is the session's decision (`session`). The order within a
-//! task is the invariant: **fence, intent, action, outcome**. The fence refuses an older leader before
-//! anything is written, the intent is durable before anything is done, and the outcome is durable before
-//! anybody is told.
+//! task is the invariant: **permit, fence, intent, permit, action, outcome**. The permit ends with the guard of
+//! the lease, so a replica that was frozen begins nothing when it wakes; the fence refuses an older leader
+//! before anything is written, the intent is durable before anything is done, and the outcome is durable before
+//! anybody is told. What was not done because of the permit or a newer leader is no outcome: nothing is
+//! recorded, since the newer leader may be doing it, with the same record.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use regent_types::{AgentId, Token};
 use crate::action::{Action, Line, result_of};
 use crate::fence::{Fence, FenceError};
 use crate::journal::{Intent, Journal, Outcome, RunKey};
+use crate::permit::{NotPermitted, Permit};
 use crate::reconcile;
 use crate::runtime::{Observed, Runtime, RuntimeError, SessionRef};
 use crate::session::key_of;
@@ -24,15 +27,38 @@ use crate::session::key_of;
 /// ever behind an engine that never answers.
 const LONGEST_ACTION: Duration = Duration::from_mins(10);
 
-/// Why the record cannot be used.
+/// Why nothing is begun, or the record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
+    /// The lease.
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
     /// The fence.
     #[error(transparent)]
     Fence(#[from] FenceError),
     /// The journal.
     #[error("the journal cannot be used")]
     Journal(#[source] std::io::Error),
+}
+
+/// Why a replica cannot take over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// The fence or the journal.
+    #[error(transparent)]
+    Records(#[from] ExecutorError),
+    /// The runtime.
+    #[error("the runtime cannot say what it runs")]
+    Runtime(#[from] RuntimeError),
+}
+
+/// What a replica finds that takes over.
+#[derive(Debug, Default)]
+pub struct Takeover {
+    /// All that the runtime has, seen after the fence was raised.
+    pub found: Vec<Observed>,
+    /// What is finished, oldest first.
+    pub outcomes: Vec<(RunKey, Outcome)>,
 }
 
 /// Does commands. Cheap to clone.
@@ -42,6 +68,7 @@ pub struct Executor {
     runtime: Arc<dyn Runtime>,
     fence: Fence,
     journal: Journal,
+    permit: Permit,
 }
 
 /// What an executor found on disk.
@@ -55,7 +82,12 @@ pub struct Recovered {
 
 impl Executor {
     /// Opens the records in a data folder.
-    pub fn open(agent: AgentId, runtime: Arc<dyn Runtime>, data: &Path) -> Result<Self, ExecutorError> {
+    pub fn open(
+        agent: AgentId,
+        runtime: Arc<dyn Runtime>,
+        data: &Path,
+        permit: Permit,
+    ) -> Result<Self, ExecutorError> {
         let fence = Fence::open(data)?;
         let journal = Journal::open(data).map_err(ExecutorError::Journal)?;
         Ok(Self {
@@ -63,7 +95,28 @@ impl Executor {
             runtime,
             fence,
             journal,
+            permit,
         })
+    }
+
+    /// The highest fencing token seen. Blocks.
+    pub fn highest(&self) -> Result<Token, ExecutorError> {
+        Ok(self.fence.highest()?)
+    }
+
+    /// Makes a replica the leader of this data folder. The fence comes first: from then on its predecessor
+    /// begins nothing here, so the list and the journal say all that it has done, but for an action that
+    /// passed the fence just before.
+    pub async fn take_over(&self, token: Token) -> Result<Takeover, TakeoverError> {
+        let fence = self.fence.clone();
+        blocking(move || fence.admit(token))
+            .await
+            .map_err(ExecutorError::from)?;
+        let found = self.runtime.list().await?;
+        let executor = self.clone();
+        let (recovered, found) = blocking(move || (executor.recover(&found), found)).await;
+        let outcomes = recovered?.outcomes;
+        Ok(Takeover { found, outcomes })
     }
 
     /// Reads what is recorded, and records the outcome of what was cut off but done. Blocks.
@@ -116,17 +169,22 @@ impl Executor {
         match self.begin(key.clone(), intent.clone()).await {
             Ok(None) => {}
             Ok(Some(outcome)) => return outcome,
+            Err(ExecutorError::NotPermitted(error)) => return not_permitted(&error),
             Err(error) => {
                 tracing::error!(command = %key.command, %error, "a command cannot be begun");
                 let retryable = match &error {
                     ExecutorError::Fence(fence) => fence.is_retryable(),
-                    ExecutorError::Journal(_) => true,
+                    ExecutorError::Journal(_) | ExecutorError::NotPermitted(_) => true,
                 };
                 return Outcome::Failed {
                     error: with_causes(&error),
                     retryable,
                 };
             }
+        }
+        // The record was written, which may have taken long.
+        if let Err(error) = self.permit.check(command.token) {
+            return not_permitted(&error);
         }
         let within = command
             .deadline
@@ -158,6 +216,10 @@ impl Executor {
 
     /// Removes what is left of a session that ended by itself.
     pub async fn remove(&self, session: &SessionRef) {
+        if self.permit.check(session.token).is_err() {
+            tracing::debug!(session = %session.session, "left to who leads");
+            return;
+        }
         match self.runtime.stop(session, Duration::ZERO).await {
             Ok(()) => tracing::info!(session = %session.session, "removed what was left of an ended session"),
             Err(error) => {
@@ -167,8 +229,9 @@ impl Executor {
     }
 
     async fn begin(&self, key: RunKey, intent: Intent) -> Result<Option<Outcome>, ExecutorError> {
-        let (fence, journal) = (self.fence.clone(), self.journal.clone());
+        let (fence, journal, permit) = (self.fence.clone(), self.journal.clone(), self.permit.clone());
         blocking(move || {
+            permit.check(intent.token)?;
             fence.admit(intent.token)?;
             let before = journal.begin(&key, intent).map_err(ExecutorError::Journal)?;
             // Begun before and cut off: the runtime makes doing it again the same as doing it once.
@@ -178,9 +241,19 @@ impl Executor {
     }
 
     async fn finish(&self, key: RunKey, intent: Intent, outcome: Outcome) -> Outcome {
-        let journal = self.journal.clone();
+        let (fence, journal) = (self.fence.clone(), self.journal.clone());
         let told = outcome.clone();
-        let recorded = blocking(move || journal.finish(&key, intent, outcome)).await;
+        let recorded = blocking(move || {
+            let failed = matches!(outcome, Outcome::Failed { .. });
+            // The first outcome stands, and that of the newer leader is the one that counts. A fence that cannot
+            // be read says nothing.
+            if failed && fence.highest().is_ok_and(|highest| highest > intent.token) {
+                tracing::info!(command = %key.command, run = key.run, "left without an outcome to a newer leader");
+                return Ok(outcome);
+            }
+            journal.finish(&key, intent, outcome)
+        })
+        .await;
         recorded.unwrap_or_else(|error| {
             // It is done all the same; a restarted agent finds out by what the runtime has.
             tracing::error!(%error, "an outcome was not recorded");
@@ -202,6 +275,13 @@ impl Executor {
     }
 }
 
+fn not_permitted(error: &NotPermitted) -> Outcome {
+    Outcome::Failed {
+        error: error.to_string(),
+        retryable: true,
+    }
+}
+
 /// Runs what blocks on a thread that may.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work)
@@ -209,8 +289,8 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         .expect("what runs here does not panic, and the runtime outlives it")
 }
 
-/// The error with its causes, for the control plane, which gets only the text.
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// The error with its causes, where only a text goes on: to the control plane.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

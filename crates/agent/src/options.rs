@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use regent_types::agent::Capacity;
 use regent_types::{AgentId, Cpu, Memory, ReplicaName};
+
+/// The TTL that replicas ask for: longer than a failover of the control plane and two keepalives together, so that
+/// a failover costs no leadership, and short enough that a replica that died is soon replaced.
+pub const LEASE_TTL: Duration = Duration::from_secs(4);
 
 /// How an agent is set up.
 #[derive(Clone)]
@@ -18,6 +23,10 @@ pub struct Options {
     pub token: String,
     /// Its name among the replicas of this agent; none for an agent that has only one.
     pub replica: Option<ReplicaName>,
+    /// The TTL of the lease for which a replica campaigns.
+    pub lease_ttl: Duration,
+    /// How long after its connection is lost a replica's lease is given up early; none waits for the TTL.
+    pub release_on_disconnect: Option<Duration>,
     /// Where the fence, the journal and the cluster's identity are kept; shared by the replicas of a host.
     pub data: PathBuf,
     /// What it runs sessions on, for placement; the runtime's kind when empty.
@@ -40,6 +49,8 @@ impl Options {
             servers,
             token,
             replica: None,
+            lease_ttl: LEASE_TTL,
+            release_on_disconnect: None,
             data: data.into(),
             platform: String::new(),
             region: String::new(),

@@ -11,26 +11,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use regent_client::backoff::FullJitter;
+use regent_client::clock::boot_ms;
 use regent_client::{Client, Error as ClientError};
-use regent_types::Token;
 use regent_types::agent::RegisterAgent;
-use regent_types::frame::{CommandFrame, Reason, ServerFrame};
+use regent_types::frame::{CommandFrame, Reason, ReleaseOnDisconnect, ServerFrame};
+use regent_types::{LeaseName, Token};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{Address, Connection, DialError, Incoming};
-use crate::executor::{Executor, ExecutorError, blocking};
+use crate::attempt::{Attempt, AttemptError};
+use crate::connection::{Address, Connection, Incoming};
+use crate::executor::{Executor, ExecutorError, Recovered, Takeover, blocking, with_causes};
+use crate::farewell;
 use crate::files;
 use crate::journal::Outcome;
 use crate::options::Options;
-use crate::runtime::{Exit, Observed, ObservedState, Runtime, RuntimeError, RuntimeEvent, SessionRef};
-use crate::session::{ControlSession, Effect, Fatal, Known, Membership, Millis, key_of};
+use crate::permit::Permit;
+use crate::runtime::{Exit, Observed, ObservedState, Runtime, RuntimeError, RuntimeEvent};
+use crate::session::{Candidacy, ControlSession, Effect, Fatal, Known, Membership, key_of};
 
 /// The ceiling of the first wait before a reconnect.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -45,12 +48,11 @@ const REFUSALS: u32 = 6;
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// What is being done when the agent ends gets this long to be recorded; the rest is found by the next start.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
-/// Sessions that end with the agent get this long before they are forced.
-const EXIT_GRACE: Duration = Duration::from_secs(2);
-/// And this long in all.
-const EXIT_WITHIN: Duration = Duration::from_secs(8);
-/// So many of them are ended side by side.
-const EXIT_PARALLEL: usize = 64;
+/// A takeover that takes longer makes room for another replica: an engine that does not answer here may answer
+/// there.
+const TAKE_OVER_WITHIN: Duration = Duration::from_secs(10);
+/// A TTL below this does not bridge a failover of the control plane (docs/leases.md).
+const SHORT_TTL: Duration = Duration::from_secs(3);
 /// Outcomes that wait to be looked at; senders are tasks, which can wait.
 const INTERNAL: usize = 64;
 
@@ -91,8 +93,14 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut service = Service::start(options, runtime).await?;
     let ended = service.serve(&shutdown).await;
-    // Who was superseded must not end the sessions of who took over.
-    let with_sessions = service.options.stop_sessions_on_exit && ended.is_ok();
+    // Who was superseded, or stands by, must not end the sessions of who leads.
+    let with_sessions = service.options.stop_sessions_on_exit
+        && ended.is_ok()
+        && (service.session.leads() || !service.session.is_replica());
+    // Who was superseded has nothing to say any more.
+    if ended.is_ok() {
+        service.release().await;
+    }
     service.end(with_sessions).await;
     ended
 }
@@ -101,31 +109,7 @@ pub async fn run(
 enum Internal {
     Finished(Box<CommandFrame>, Outcome),
     Listed(Vec<Observed>),
-}
-
-type Attempt = BoxFuture<'static, Result<(Connection, Vec<Observed>), AttemptError>>;
-
-/// Why an attempt to connect came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum AttemptError {
-    #[error("not registered: {0}")]
-    Register(#[source] ClientError),
-    #[error("the runtime does not answer: {0}")]
-    Runtime(#[source] RuntimeError),
-    #[error("not connected: {0}")]
-    Dial(#[source] DialError),
-}
-
-impl AttemptError {
-    /// Whether the control plane does not take the token.
-    fn is_refusal(&self) -> bool {
-        match self {
-            Self::Register(error) => error.problem().is_some_and(|p| matches!(p.status, 401 | 403)),
-            Self::Dial(DialError::Refused { status, .. }) => matches!(status.as_u16(), 401 | 403),
-            Self::Dial(DialError::TimedOut | DialError::Failed(_) | DialError::Unusable(_))
-            | Self::Runtime(_) => false,
-        }
-    }
+    TookOver(Token, Result<Takeover, String>),
 }
 
 struct Service {
@@ -134,8 +118,10 @@ struct Service {
     runtime: Arc<dyn Runtime>,
     executor: Executor,
     session: ControlSession,
+    permit: Permit,
     events: BoxStream<'static, RuntimeEvent>,
-    clock: Instant,
+    /// Until when what is under way may be recorded, once the agent is to end.
+    finish_by: Option<Instant>,
     server: usize,
     registered: bool,
     refusals: u32,
@@ -156,11 +142,33 @@ impl Service {
         // Before the first list, so that no exit falls between the two.
         let events = runtime.watch();
         let found = runtime.list().await?;
-        let opened = Executor::open(options.agent_id.clone(), runtime.clone(), &options.data);
+        let replica = candidacy(&options);
+        let permit = match replica {
+            Some(_) => Permit::of_replica(),
+            None => Permit::unlimited(),
+        };
+        let opened = Executor::open(
+            options.agent_id.clone(),
+            runtime.clone(),
+            &options.data,
+            permit.clone(),
+        );
         let executor = opened?;
         let recovered = {
             let executor = executor.clone();
-            blocking(move || executor.recover(&found)).await?
+            let alone = replica.is_none();
+            let recover = move || {
+                if alone {
+                    return executor.recover(&found);
+                }
+                // The leader may be doing just now what the journal says was begun; the takeover recovers it.
+                let highest = executor.highest()?;
+                Ok(Recovered {
+                    highest,
+                    outcomes: Vec::new(),
+                })
+            };
+            blocking(recover).await?
         };
         let path = membership_path(&options);
         let membership = {
@@ -169,7 +177,7 @@ impl Service {
         }
         .map_err(|source| Error::Membership { path, source })?;
         let session = ControlSession::new(Known {
-            replica: options.replica.clone(),
+            replica,
             runtime_id: runtime.runtime_id().to_owned(),
             membership,
             highest: recovered.highest,
@@ -181,8 +189,9 @@ impl Service {
             runtime,
             executor,
             session,
+            permit,
             events,
-            clock: Instant::now(),
+            finish_by: None,
             // Agents spread over the nodes.
             server: rand::random_range(0..options.servers.len().max(1)),
             registered: false,
@@ -201,16 +210,21 @@ impl Service {
     async fn serve(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         self.attempt = Some(self.attempt_after(Duration::ZERO));
         loop {
-            let tick = self
-                .session
-                .next_tick()
-                .map(|at| self.clock + Duration::from_millis(at));
+            // Tokio's timers stand still during suspend and the session's clock does not: what is due after a
+            // wake comes late by as much as it was ahead before, and every check reads the clock itself.
+            let tick = self.session.next_tick().map(|at| {
+                let wait = at.saturating_sub(boot_ms());
+                tokio::time::sleep(Duration::from_millis(wait))
+            });
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
-                () = maybe(tick.map(tokio::time::sleep_until)) => {
-                    let now = self.now();
-                    self.session.tick(now);
+                () = shutdown.cancelled(), if self.finish_by.is_none() => {
+                    self.finish_by = Some(Instant::now() + FINISH_WITHIN);
+                    self.session.retire();
+                }
+                () = maybe(self.finish_by.map(tokio::time::sleep_until)) => return Ok(()),
+                () = maybe(tick) => {
+                    self.session.tick(boot_ms());
                 }
                 attempted = maybe(self.attempt.as_mut()) => {
                     self.attempt = None;
@@ -223,11 +237,26 @@ impl Service {
                 }
             }
             self.carry_out().await?;
+            // A replica keeps its lease until what it does is done and told: the next one begins where it ends.
+            // Without replicas nobody waits for that, and outcomes are told by the next start.
+            if self.finish_by.is_some() && (self.session.is_idle() || !self.session.is_replica()) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the lease back, so that the next replica need not wait for its end.
+    async fn release(&mut self) {
+        self.session.retire();
+        self.session.release(boot_ms());
+        if let Err(error) = self.carry_out().await {
+            tracing::warn!(%error, "the lease was perhaps not given back; it ends with its TTL");
         }
     }
 
     /// Says goodbye, lets what is under way be recorded, and in `dev` ends the sessions.
     async fn end(&mut self, with_sessions: bool) {
+        let finish_by = self.finish_by.unwrap_or_else(|| Instant::now() + FINISH_WITHIN);
         self.attempt = None;
         self.session.disconnected();
         if let Some(connection) = self.connection.take() {
@@ -236,7 +265,7 @@ impl Service {
         self.tasks.close();
         // Nobody reads outcomes any more: they are on disk before they are told.
         self.from_tasks.close();
-        if tokio::time::timeout(FINISH_WITHIN, self.tasks.wait())
+        if tokio::time::timeout_at(finish_by, self.tasks.wait())
             .await
             .is_err()
         {
@@ -247,18 +276,14 @@ impl Service {
         }
         if with_sessions
             && tokio::time::timeout(
-                EXIT_WITHIN,
-                stop_sessions(&*self.runtime, self.session.highest_token()),
+                farewell::WITHIN,
+                farewell::stop_sessions(&*self.runtime, self.session.highest_token()),
             )
             .await
             .is_err()
         {
             tracing::warn!("not all sessions ended with the agent");
         }
-    }
-
-    fn now(&self) -> Millis {
-        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Registers if that is due, asks the runtime what it has, and connects.
@@ -312,8 +337,7 @@ impl Service {
                 self.registered = true;
                 self.connection = Some(connection);
                 self.connected_at = Some(Instant::now());
-                let now = self.now();
-                self.session.connected(now, &found);
+                self.session.connected(boot_ms(), &found);
             }
             Err(error) => {
                 if let AttemptError::Dial(dial) = &error {
@@ -335,7 +359,7 @@ impl Service {
     }
 
     fn incoming(&mut self, incoming: Incoming) {
-        let now = self.now();
+        let now = boot_ms();
         match incoming {
             Incoming::Frame(frame) => self.session.frame(now, frame),
             Incoming::Alive => self.session.heard(now),
@@ -356,7 +380,15 @@ impl Service {
 
     fn told(&mut self, told: Internal) {
         match told {
-            Internal::Finished(command, outcome) => self.session.finished(&command, outcome),
+            Internal::Finished(command, outcome) => {
+                self.session.finished(boot_ms(), &command, outcome);
+            }
+            Internal::TookOver(token, Ok(Takeover { found, outcomes })) => {
+                self.session.taken_over(boot_ms(), token, &found, outcomes);
+            }
+            Internal::TookOver(token, Err(reason)) => {
+                self.session.takeover_failed(boot_ms(), token, &reason);
+            }
             Internal::Listed(found) => {
                 for one in found {
                     if let ObservedState::Exited(exit) = one.state {
@@ -392,11 +424,12 @@ impl Service {
     }
 
     fn exited(&mut self, session: &regent_types::SessionName, generation: u64, exit: Exit) {
-        let now = self.now();
+        let now = boot_ms();
         self.session.exited(now, session, generation, exit);
     }
 
     async fn carry_out(&mut self) -> Result<(), Error> {
+        self.permit.set(self.session.permit());
         while let Some(effect) = self.session.next_effect() {
             match effect {
                 Effect::Send(frame) => {
@@ -419,6 +452,7 @@ impl Service {
                     write.map_err(|source| Error::Membership { path, source })?;
                 }
                 Effect::Begin(command) => self.begin(command),
+                Effect::TakeOver(token) => self.take_over(token),
                 Effect::Forget(key) => self.executor.forget(key),
                 Effect::Remove(session) => {
                     let executor = self.executor.clone();
@@ -458,6 +492,22 @@ impl Service {
         });
     }
 
+    fn take_over(&mut self, token: Token) {
+        let (executor, internal) = (self.executor.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            let taken = tokio::time::timeout(TAKE_OVER_WITHIN, executor.take_over(token)).await;
+            let taken = match taken {
+                Ok(taken) => taken.map_err(|error| with_causes(&error)),
+                Err(_) => Err(format!(
+                    "the takeover did not end within {} ms",
+                    TAKE_OVER_WITHIN.as_millis()
+                )),
+            };
+            // Nobody listens only when the agent ends.
+            let _ = internal.send(Internal::TookOver(token, taken)).await;
+        });
+    }
+
     fn give_up_unless(&mut self, sent: bool) {
         if !sent {
             self.connection = None;
@@ -471,11 +521,10 @@ impl Service {
         if self.attempt.is_some() {
             return;
         }
-        if self
-            .connected_at
-            .take()
-            .is_some_and(|at| at.elapsed() >= GOOD_CONNECTION)
-        {
+        let stood = self.connected_at.take();
+        // A leader hurries while its guard lasts: its lease can be kept only over a new connection.
+        let leads = self.session.permit().is_some_and(|(_, until)| boot_ms() < until);
+        if stood.is_some_and(|at| leads || at.elapsed() >= GOOD_CONNECTION) {
             self.backoff.reset();
         }
         let server = &self.options.servers[self.server % self.options.servers.len()];
@@ -486,35 +535,33 @@ impl Service {
     }
 }
 
-/// Ends all sessions, in `dev`, where they end with their agent.
-async fn stop_sessions(runtime: &dyn Runtime, token: Token) {
-    let found = match runtime.list().await {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::error!(%error, "the sessions are not known and stay");
-            return;
-        }
-    };
-    futures::stream::iter(found)
-        .for_each_concurrent(EXIT_PARALLEL, |one| async move {
-            let session = SessionRef {
-                token: token.max(one.token),
-                session: one.session,
-                generation: one.generation,
-            };
-            if let Err(error) = runtime.stop(&session, EXIT_GRACE).await {
-                tracing::warn!(session = %session.session, %error, "a session did not end with the agent");
-            }
-        })
-        .await;
-}
-
 /// Waits for what is there, for ever when nothing is.
 async fn maybe<F: Future>(future: Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
+}
+
+/// What a replica campaigns with; none without a replica name.
+fn candidacy(options: &Options) -> Option<Candidacy> {
+    let replica = options.replica.clone()?;
+    let ttl = options.lease_ttl;
+    if ttl < SHORT_TTL {
+        tracing::warn!(
+            ttl_ms = ttl.as_millis(),
+            "a lease this short may be lost when the control plane changes its leader"
+        );
+    }
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Some(Candidacy {
+        replica,
+        lease: LeaseName::of_agent(&options.agent_id),
+        ttl_ms: millis(ttl),
+        release_on_disconnect: options.release_on_disconnect.map(|grace| ReleaseOnDisconnect {
+            grace_ms: millis(grace),
+        }),
+    })
 }
 
 fn membership_path(options: &Options) -> PathBuf {

@@ -8,38 +8,33 @@
 //!   redelivery is acknowledged or answered with the recorded outcome, never done again;
 //! - commands for one session are done one after the other, for different sessions side by side;
 //! - nothing is begun under a fencing token older than the highest seen, nor without a connection;
+//! - a replica begins and reports only while it leads (`leadership`), and only what its own token asks for;
 //! - an older revision base of the cluster that this data folder belongs to is refused, and so is any
 //!   other cluster: its word on what shall run here counts for nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use regent_types::frame::{
-    Ack, AgentFrame, CommandFrame, Complete, Empty, FailedFrame, Heartbeat, Hello, PROTOCOL, RunningSession,
-    ServerFrame, StatusFrame, Welcome,
+    Ack, AgentFrame, CommandFrame, Empty, Heartbeat, Hello, LeaseTokenFrame, PROTOCOL, ServerFrame, Welcome,
 };
-use regent_types::session::SessionState;
-use regent_types::{ClusterId, ReplicaName, SessionName, Token};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use regent_types::{SessionName, Token};
 
-use crate::action::Line;
+pub use crate::effect::{Effect, Fatal};
 pub use crate::ended::ENDED_KEPT;
-use crate::ended::EndedSessions;
 use crate::journal::{Outcome, RunKey};
-use crate::runtime::{Exit, Generation, Observed, ObservedState, SessionRef};
+pub use crate::leadership::Candidacy;
+use crate::leadership::{Leadership, Step};
+pub use crate::membership::Membership;
+use crate::membership::{self, Verdict};
+use crate::present::Present;
+use crate::report;
+pub use crate::runs::{MAX_PARALLEL, MAX_QUEUED, MAX_REMEMBERED, key_of};
+use crate::runs::{Runs, Seen};
+use crate::runtime::{Exit, Generation, Observed, SessionRef};
 
-/// Milliseconds of the process's own clock; only differences mean anything.
+/// Milliseconds of [`regent_client::clock::boot_ms`] or a clock like it; only differences mean anything.
 pub type Millis = u64;
 
-/// So many commands are worked on side by side: enough that slow starts do not hold up the rest, few
-/// enough for one machine.
-pub const MAX_PARALLEL: usize = 16;
-/// So many commands wait for their turn. More are not acknowledged and come again; the control plane
-/// hands out at most 64 at once.
-pub const MAX_QUEUED: usize = 256;
-/// So many outcomes are remembered for redeliveries. A redelivery of one that is forgotten is done again,
-/// which for a session converges.
-pub const MAX_REMEMBERED: usize = 4096;
 /// How long a node may take to answer `hello`: its own deadline for a write.
 const WELCOME_WITHIN: Millis = 10_000;
 /// After so many tenths of a heartbeat interval without any traffic the node is gone: two of the pings
@@ -49,29 +44,12 @@ const SILENCE_TENTHS: u64 = 25;
 const MIN_SILENCE: Millis = 2_000;
 /// Heartbeats are at least this far apart, whatever a node says.
 const MIN_HEARTBEAT: Millis = 100;
-/// The dedupe key of a command.
-pub fn key_of(command: &CommandFrame) -> RunKey {
-    RunKey {
-        command: command.command_id.clone(),
-        run: command.run,
-    }
-}
-
-/// The cluster that a data folder belongs to, and the newest revision base seen of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Membership {
-    /// The cluster.
-    pub cluster_id: ClusterId,
-    /// The base.
-    pub base: u64,
-}
 
 /// What an agent knows when it starts.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Which replica it is.
-    pub replica: Option<ReplicaName>,
+    /// Which replica it is; none for an agent that has only one, which leads whenever it is connected.
+    pub replica: Option<Candidacy>,
     /// Names what it runs sessions on.
     pub runtime_id: String,
     /// The cluster it was in.
@@ -80,48 +58,6 @@ pub struct Known {
     pub highest: Token,
     /// Outcomes that are recorded, oldest first.
     pub outcomes: Vec<(RunKey, Outcome)>,
-}
-
-/// Something to be carried out.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Send a frame.
-    Send(Box<AgentFrame>),
-    /// Send a WebSocket ping, so that there is traffic to listen for.
-    Ping,
-    /// Make this durable before anything that follows.
-    Remember(Membership),
-    /// Do it; then [`ControlSession::finished`].
-    Begin(Box<CommandFrame>),
-    /// This outcome will not be asked for any more.
-    Forget(RunKey),
-    /// Remove what is left of a session that ended.
-    Remove(SessionRef),
-    /// Close the connection and make another one, at another node if there is one.
-    Reconnect(String),
-    /// Close the connection and end.
-    End(Fatal),
-}
-
-/// Why an agent must end.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fatal {
-    /// Two processes would take turns for ever otherwise.
-    #[error("another process connected as this agent: {reason}")]
-    Superseded {
-        /// What the control plane said.
-        reason: String,
-    },
-    /// Its cluster would be told to stop what another cluster wants.
-    #[error(
-        "these servers are of cluster {found}, but this data folder belongs to cluster {ours}; use another data folder"
-    )]
-    OtherCluster {
-        /// The cluster of the data folder.
-        ours: ClusterId,
-        /// The cluster of the servers.
-        found: ClusterId,
-    },
 }
 
 #[derive(Debug)]
@@ -139,33 +75,23 @@ struct Up {
     heartbeat: Millis,
     next_heartbeat: Millis,
     heard: Millis,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Queued,
-    Working,
-    Done(Outcome),
+    /// Since when the second `hello`, that of a replica which took over, waits for its welcome.
+    greeting: Option<Millis>,
 }
 
 /// The state machine.
 #[derive(Debug)]
 pub struct ControlSession {
-    replica: Option<ReplicaName>,
+    leadership: Option<Leadership>,
     runtime_id: String,
     membership: Option<Membership>,
     highest: Token,
     link: Link,
     welcomed: bool,
-    runs: BTreeMap<RunKey, Phase>,
-    /// The keys of all that are done, in the order in which they are forgotten.
-    done: VecDeque<RunKey>,
-    queue: VecDeque<CommandFrame>,
-    /// Which line each running command occupies.
-    working: BTreeMap<RunKey, Line>,
-    /// What runs or sleeps here, and which generation of it.
-    live: BTreeMap<SessionName, Generation>,
-    ended: EndedSessions,
+    /// It is about to end and begins nothing any more.
+    retired: bool,
+    runs: Runs,
+    present: Present,
     effects: VecDeque<Effect>,
 }
 
@@ -173,18 +99,15 @@ impl ControlSession {
     /// A machine without a connection.
     pub fn new(known: Known) -> Self {
         let mut session = Self {
-            replica: known.replica,
+            leadership: known.replica.map(Leadership::new),
             runtime_id: known.runtime_id,
             membership: known.membership,
             highest: known.highest,
             link: Link::Down,
             welcomed: false,
-            runs: BTreeMap::new(),
-            done: VecDeque::new(),
-            queue: VecDeque::new(),
-            working: BTreeMap::new(),
-            live: BTreeMap::new(),
-            ended: EndedSessions::default(),
+            retired: false,
+            runs: Runs::default(),
+            present: Present::default(),
             effects: VecDeque::new(),
         };
         for (key, outcome) in known.outcomes {
@@ -206,40 +129,18 @@ impl ControlSession {
     /// A connection stands; `found` is all that the runtime has, seen since the last connection was lost.
     pub fn connected(&mut self, now: Millis, found: &[Observed]) {
         self.link = Link::Greeting { since: now };
-        self.live.clear();
-        let mut sessions = Vec::with_capacity(found.len());
-        for one in found {
-            if let ObservedState::Exited(exit) = one.state {
-                self.note_exit(&one.session, one.generation, exit);
-                self.ended.told(&one.session, now);
-                // It did not end, it was taken along: by `dev`, or with the machine. Not said, it counts as
-                // missing, and what shall run is started again.
-                if exit == Exit::Unknown {
-                    continue;
-                }
-            } else {
-                self.live.insert(one.session.clone(), one.generation);
-                self.ended.forget(&one.session);
-            }
-            sessions.push(running_session(one));
-        }
-        self.send(AgentFrame::Hello(Hello {
-            protocol: PROTOCOL,
-            features: Vec::new(),
-            replica: self.replica.clone(),
-            runtime_id: self.runtime_id.clone(),
-            sessions,
-            leases: Vec::new(),
-        }));
+        self.greet(now, found);
     }
 
     /// The connection is gone. Sessions and what is being done go on; what was not begun will come again.
     pub fn disconnected(&mut self) {
         self.link = Link::Down;
-        for command in self.queue.drain(..) {
-            self.runs.remove(&key_of(&command));
+        self.runs.drop_queued();
+        self.runs.drop_owed();
+        self.present.ended.connection_lost();
+        if let Some(leadership) = &mut self.leadership {
+            leadership.disconnected();
         }
-        self.ended.connection_lost();
     }
 
     /// Anything came over the connection, be it a pong.
@@ -254,53 +155,89 @@ impl ControlSession {
         self.heard(now);
         match frame {
             ServerFrame::Welcome(welcome) => self.welcome(now, welcome),
-            ServerFrame::Command(command) => self.command(command),
+            ServerFrame::Command(command) => self.command(now, command),
             ServerFrame::Superseded(reason) => self.effects.push_back(Effect::End(Fatal::Superseded {
                 reason: reason.reason,
             })),
             ServerFrame::Ping(_) => self.send(AgentFrame::Pong(Empty {})),
             ServerFrame::Shutdown(reason) => self.reconnect(format!("the node goes away: {}", reason.reason)),
-            // Only an agent with replicas campaigns.
             ServerFrame::LeaseGranted(_)
             | ServerFrame::LeaseLost(_)
             | ServerFrame::LeaseRefused(_)
             | ServerFrame::LeaseObserved(_)
-            | ServerFrame::LeaseRenewed(_) => tracing::debug!("ignored a frame about a lease"),
+            | ServerFrame::LeaseRenewed(_) => self.lease(now, &frame),
         }
     }
 
     /// What was begun came to its end, and that is recorded.
-    pub fn finished(&mut self, command: &CommandFrame, outcome: Outcome) {
+    pub fn finished(&mut self, now: Millis, command: &CommandFrame, outcome: Outcome) {
         let key = key_of(command);
-        self.working.remove(&key);
-        if let (Outcome::Completed { .. }, Line::Session(session)) = (&outcome, Line::of(command)) {
-            let generation = command.payload["generation"].as_u64().unwrap_or_default();
-            match command.action.as_str() {
-                "stop_session" => {
-                    self.live.remove(&session);
-                    self.ended.forget(&session);
-                }
-                // A start that was answered by what is there may be of a program that ended since.
-                "start_session" | "wake_session" | "hibernate_session"
-                    if !self.ended.covers(&session, generation) =>
-                {
-                    self.ended.forget(&session);
-                    self.live.insert(session, generation);
-                }
-                _ => {}
+        let again = self.runs.ended(&key);
+        if let Outcome::Completed { .. } = outcome {
+            self.present.done(command);
+        }
+        let again = again.filter(|again| self.is_asked_by(again.token));
+        if matches!(outcome, Outcome::Failed { .. }) && !self.is_own(command.token) {
+            // It failed under a leadership that is over, perhaps for that reason. It is for the next one, which
+            // may be this replica's, to do it.
+            self.runs.forget(&key);
+            if let Some(again) = again {
+                self.runs.enqueue_first(again);
+            }
+        } else {
+            let asked = again.is_some() || self.is_asked_by(command.token);
+            self.remember(key.clone(), outcome.clone());
+            if asked {
+                self.report(now, key, outcome);
             }
         }
-        if self.is_up() {
-            self.report(&key, &outcome);
+        self.begin_more(now);
+    }
+
+    /// The takeover under this token is complete: `found` is all that the runtime has, seen after the fence was
+    /// raised, and `outcomes` what the former leader has done.
+    pub fn taken_over(
+        &mut self,
+        now: Millis,
+        token: Token,
+        found: &[Observed],
+        outcomes: Vec<(RunKey, Outcome)>,
+    ) {
+        let wanted = self
+            .leadership
+            .as_mut()
+            .is_some_and(|leadership| leadership.taken_over(token));
+        if !wanted {
+            tracing::debug!(%token, "a takeover is not wanted any more");
+            return;
         }
-        self.remember(key, outcome);
-        self.begin_more();
+        self.highest = self.highest.max(token);
+        for (key, outcome) in outcomes {
+            // What this replica is still doing tells its own outcome.
+            if !self.runs.is_working(&key) {
+                self.remember(key, outcome);
+            }
+        }
+        if let Link::Up(up) = &mut self.link {
+            up.greeting = Some(now);
+        }
+        self.greet(now, found);
+        self.settle(now);
+    }
+
+    /// The takeover under this token did not succeed.
+    pub fn takeover_failed(&mut self, now: Millis, token: Token, reason: &str) {
+        if let Some(leadership) = &mut self.leadership {
+            leadership.takeover_failed(now, token, reason);
+        }
+        self.settle(now);
     }
 
     /// A session's program ended by itself.
     pub fn exited(&mut self, now: Millis, session: &SessionName, generation: Generation, exit: Exit) {
-        self.note_exit(session, generation, exit);
-        if self.is_up() {
+        let keep = self.keeps_exits();
+        self.present.exited(session, generation, exit, keep);
+        if self.acts(now) {
             self.report_exits(now);
         }
     }
@@ -318,25 +255,74 @@ impl ControlSession {
                 let silent = now.saturating_sub(up.heard);
                 if now >= up.silence_at() {
                     self.reconnect(format!("nothing was heard for {silent} ms"));
-                    return;
-                }
-                if now >= up.next_heartbeat {
+                } else if up.greeting.is_some_and(|since| now >= since + WELCOME_WITHIN) {
+                    self.reconnect("no welcome in time after the takeover".to_owned());
+                } else if now >= up.next_heartbeat {
                     // From now, not from when it was due: an agent that was frozen owes no burst.
                     up.next_heartbeat = now + up.heartbeat;
                     self.heartbeat();
-                    self.remove_ended(now);
+                    if self.acts(now) {
+                        self.remove_ended(now);
+                    }
                 }
             }
         }
+        self.settle(now);
     }
 
     /// When [`ControlSession::tick`] must be called at the latest.
     pub fn next_tick(&self) -> Option<Millis> {
-        match &self.link {
+        let link = match &self.link {
             Link::Down => None,
             Link::Greeting { since } => Some(since + WELCOME_WITHIN),
-            Link::Up(up) => Some(up.next_heartbeat.min(up.silence_at())),
+            Link::Up(up) => {
+                let welcome = up.greeting.map_or(Millis::MAX, |since| since + WELCOME_WITHIN);
+                Some(up.next_heartbeat.min(up.silence_at()).min(welcome))
+            }
+        };
+        let leadership = self.leadership.as_ref().and_then(Leadership::next_tick);
+        link.into_iter().chain(leadership).min()
+    }
+
+    /// Begins nothing any more, since the agent is about to end; what waits will come again.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.runs.drop_queued();
+        if let Some(leadership) = &mut self.leadership {
+            leadership.retire();
         }
+    }
+
+    /// Gives the leadership up, so that the next replica leads at once.
+    pub fn release(&mut self, now: Millis) {
+        if let Some(leadership) = &mut self.leadership {
+            leadership.release();
+        }
+        self.settle(now);
+    }
+
+    /// Whether nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        self.runs.is_idle()
+    }
+
+    /// Whether it is one of several replicas.
+    pub fn is_replica(&self) -> bool {
+        self.leadership.is_some()
+    }
+
+    /// Whether the commands of this agent come to this process.
+    pub fn leads(&self) -> bool {
+        self.is_up()
+            && self
+                .leadership
+                .as_ref()
+                .is_none_or(|leadership| leadership.leads().is_some())
+    }
+
+    /// Under which token a replica may begin actions, and until when.
+    pub fn permit(&self) -> Option<(Token, Millis)> {
+        self.leadership.as_ref().and_then(Leadership::permit)
     }
 
     /// The highest fencing token seen.
@@ -350,33 +336,27 @@ impl ControlSession {
     }
 
     fn welcome(&mut self, now: Millis, welcome: Welcome) {
-        if !matches!(self.link, Link::Greeting { .. }) {
-            return;
+        match &self.link {
+            Link::Greeting { .. } => {}
+            Link::Up(up) if up.greeting.is_some() => {}
+            Link::Up(_) | Link::Down => return,
         }
-        let found = Membership {
-            cluster_id: welcome.cluster_id,
-            base: welcome.base,
-        };
-        match &self.membership {
-            Some(ours) if ours.cluster_id != found.cluster_id => {
-                self.effects.push_back(Effect::End(Fatal::OtherCluster {
-                    ours: ours.cluster_id.clone(),
-                    found: found.cluster_id,
-                }));
-                return;
-            }
-            Some(ours) if ours.base > found.base => {
-                let (ours, base) = (ours.base, found.base);
-                self.reconnect(format!(
-                    "node {} has revision base {base}, older than {ours}",
-                    welcome.node
-                ));
-                return;
-            }
-            Some(ours) if *ours == found => {}
-            Some(_) | None => {
+        match membership::judge(self.membership.as_ref(), &welcome) {
+            Verdict::Known => {}
+            Verdict::Remember(found) => {
                 self.effects.push_back(Effect::Remember(found.clone()));
                 self.membership = Some(found);
+            }
+            Verdict::Older(ours) => {
+                let Welcome { node, base, .. } = welcome;
+                self.reconnect(format!("node {node} has revision base {base}, older than {ours}"));
+                return;
+            }
+            Verdict::Other(ours) => {
+                let found = welcome.cluster_id;
+                self.effects
+                    .push_back(Effect::End(Fatal::OtherCluster { ours, found }));
+                return;
             }
         }
         self.welcomed = true;
@@ -386,110 +366,174 @@ impl ControlSession {
             heartbeat,
             next_heartbeat: now + heartbeat,
             heard: now,
+            greeting: None,
         });
         self.heartbeat();
-        self.report_exits(now);
+        match &mut self.leadership {
+            Some(leadership) => {
+                leadership.welcomed(now, welcome.token);
+                self.settle(now);
+            }
+            None => self.report_exits(now),
+        }
     }
 
-    fn command(&mut self, command: CommandFrame) {
-        if !self.is_up() {
-            tracing::debug!(command = %command.command_id, "ignored a command before the welcome");
+    /// Says what is here, and which lease it holds. `found` may be older than exits that were told since.
+    fn greet(&mut self, now: Millis, found: &[Observed]) {
+        let sessions = self.present.listed(now, found, self.keeps_exits());
+        let leadership = self.leadership.as_ref();
+        let replica = leadership.map(|leadership| leadership.replica().clone());
+        let leases: Vec<LeaseTokenFrame> = leadership.map(Leadership::offer).unwrap_or_default();
+        self.send(AgentFrame::Hello(Hello {
+            protocol: PROTOCOL,
+            features: Vec::new(),
+            replica,
+            runtime_id: self.runtime_id.clone(),
+            sessions,
+            leases,
+        }));
+    }
+
+    fn lease(&mut self, now: Millis, frame: &ServerFrame) {
+        let (Some(leadership), Link::Up(_)) = (&mut self.leadership, &self.link) else {
+            tracing::debug!("ignored a frame about a lease");
+            return;
+        };
+        match frame {
+            ServerFrame::LeaseGranted(grant) => leadership.granted(now, grant, self.highest),
+            ServerFrame::LeaseObserved(seen) => leadership.observed(now, seen),
+            ServerFrame::LeaseRefused(refusal) => leadership.refused(now, refusal),
+            ServerFrame::LeaseRenewed(renewal) => leadership.renewed(now, renewal),
+            ServerFrame::LeaseLost(loss) => leadership.lost(now, loss),
+            ServerFrame::Welcome(_)
+            | ServerFrame::Command(_)
+            | ServerFrame::Superseded(_)
+            | ServerFrame::Ping(_)
+            | ServerFrame::Shutdown(_) => {}
+        }
+        self.settle(now);
+    }
+
+    /// Does what the leadership has decided.
+    fn settle(&mut self, now: Millis) {
+        if let Some(leadership) = &mut self.leadership {
+            leadership.tick(now);
+        }
+        while let Some(step) = self.leadership.as_mut().and_then(Leadership::next_step) {
+            match step {
+                Step::Send(frame) => self.send(frame),
+                Step::TakeOver(token) => self.effects.push_back(Effect::TakeOver(token)),
+                Step::Act => {
+                    for (key, outcome) in self.runs.take_owed() {
+                        self.report(now, key, outcome);
+                    }
+                    self.report_exits(now);
+                    self.begin_more(now);
+                }
+                Step::StandBy => {
+                    self.runs.drop_queued();
+                    self.runs.drop_owed();
+                    self.present.hand_over();
+                }
+            }
+        }
+    }
+
+    /// Whether it may begin something and report.
+    fn acts(&self, now: Millis) -> bool {
+        let leadership = self.leadership.as_ref();
+        self.is_up() && leadership.is_none_or(|leadership| leadership.acts(now))
+    }
+
+    /// Whether commands under this token are those of the connection that stands.
+    fn is_asked_by(&self, token: Token) -> bool {
+        let leadership = self.leadership.as_ref();
+        self.is_up() && leadership.is_none_or(|leadership| leadership.leads() == Some(token))
+    }
+
+    /// Whether what is done under this token is done under a leadership that is not over.
+    fn is_own(&self, token: Token) -> bool {
+        let leadership = self.leadership.as_ref();
+        leadership.is_none_or(|leadership| leadership.taken() == Some(token))
+    }
+
+    fn command(&mut self, now: Millis, command: CommandFrame) {
+        if !self.leads() || self.retired {
+            tracing::debug!(command = %command.command_id, "ignored a command without leading");
             return;
         }
         let key = key_of(&command);
-        match self.runs.get(&key) {
-            Some(Phase::Done(outcome)) => {
-                let outcome = outcome.clone();
+        if command.token > self.highest && self.is_replica() {
+            let refusal = Outcome::Failed {
+                error: format!(
+                    "fencing token {} is newer than {}, under which this replica leads",
+                    command.token, self.highest
+                ),
+                retryable: true,
+            };
+            self.send(report::outcome(key, refusal));
+            return;
+        }
+        match self.runs.seen(&command) {
+            Seen::Done(outcome) => {
                 tracing::debug!(command = %key.command, run = key.run, "answered a redelivery from the record");
-                self.report(&key, &outcome);
+                self.report(now, key, outcome);
                 return;
             }
-            Some(Phase::Working | Phase::Queued) => {
+            Seen::UnderWay => {
                 self.acknowledge(key);
                 return;
             }
-            None => {}
+            Seen::New => {}
         }
-        if command.token < self.highest {
-            self.report(&key, &too_old(command.token, self.highest));
-            return;
-        }
-        if self.queue.len() >= MAX_QUEUED {
+        let token = command.token;
+        if token < self.highest {
+            self.send(report::outcome(key, too_old(token, self.highest)));
+        } else if self.runs.enqueue(command) {
+            self.highest = token;
+            self.acknowledge(key);
+            self.begin_more(now);
+        } else {
             tracing::warn!(command = %key.command, queued = MAX_QUEUED, "queue is full, left a command to be redelivered");
-            return;
         }
-        self.highest = command.token;
-        self.runs.insert(key.clone(), Phase::Queued);
-        self.queue.push_back(command);
-        self.acknowledge(key);
-        self.begin_more();
     }
 
     /// Begins what waits and whose line is free, oldest first.
-    fn begin_more(&mut self) {
-        if !self.is_up() {
+    fn begin_more(&mut self, now: Millis) {
+        if !self.acts(now) || self.retired {
             return;
         }
-        let mut busy: BTreeSet<Line> = self.working.values().cloned().collect();
-        let mut at = 0;
-        while at < self.queue.len() && self.working.len() < MAX_PARALLEL {
-            let line = Line::of(&self.queue[at]);
-            if !busy.insert(line.clone()) {
-                at += 1;
-                continue;
-            }
-            let command = self.queue.remove(at).expect("`at` is below the length");
-            let key = key_of(&command);
+        while let Some(command) = self.runs.next() {
             // A newer leader may have spoken while it waited.
             if command.token < self.highest {
-                let outcome = too_old(command.token, self.highest);
-                self.runs.remove(&key);
-                self.report(&key, &outcome);
-                busy.remove(&line);
-                continue;
+                let key = key_of(&command);
+                self.runs.forget(&key);
+                self.send(report::outcome(key, too_old(command.token, self.highest)));
+            } else {
+                self.effects.push_back(Effect::Begin(Box::new(command)));
             }
-            self.runs.insert(key.clone(), Phase::Working);
-            self.working.insert(key, line);
-            self.effects.push_back(Effect::Begin(Box::new(command)));
         }
     }
 
     fn remember(&mut self, key: RunKey, outcome: Outcome) {
-        if !matches!(
-            self.runs.insert(key.clone(), Phase::Done(outcome)),
-            Some(Phase::Done(_))
-        ) {
-            self.done.push_back(key);
-        }
-        while self.done.len() > MAX_REMEMBERED {
-            let oldest = self.done.pop_front().expect("it is longer than the bound");
-            self.runs.remove(&oldest);
-            self.effects.push_back(Effect::Forget(oldest));
+        for forgotten in self.runs.remember(key, outcome) {
+            self.effects.push_back(Effect::Forget(forgotten));
         }
     }
 
-    fn note_exit(&mut self, session: &SessionName, generation: Generation, exit: Exit) {
-        if self.live.get(session).is_some_and(|&live| live <= generation) {
-            self.live.remove(session);
-        }
-        self.ended.note(session, generation, exit);
+    /// Who stands by is told of exits by the list of its takeover; until then they are the leader's affair.
+    fn keeps_exits(&self) -> bool {
+        self.leadership.as_ref().is_none_or(Leadership::holds)
     }
 
     fn report_exits(&mut self, now: Millis) {
-        for (session_id, generation, exit) in self.ended.tell(now) {
-            self.send(AgentFrame::Status(StatusFrame {
-                session_id,
-                state: state_after(exit).as_str().to_owned(),
-                reason: exit.to_string(),
-                generation: Some(generation),
-                url: None,
-                metadata: Value::Null,
-            }));
+        for (session, generation, exit) in self.present.ended.tell(now) {
+            self.send(report::exit(session, generation, exit));
         }
     }
 
     fn remove_ended(&mut self, now: Millis) {
-        for (session, generation) in self.ended.take_due(now) {
+        for (session, generation) in self.present.ended.take_due(now) {
             let token = self.highest;
             self.effects.push_back(Effect::Remove(SessionRef {
                 session,
@@ -502,7 +546,7 @@ impl ControlSession {
     fn heartbeat(&mut self) {
         self.send(AgentFrame::Heartbeat(Heartbeat {
             status: "online".to_owned(),
-            active_sessions: u32::try_from(self.live.len()).unwrap_or(u32::MAX),
+            active_sessions: u32::try_from(self.present.count()).unwrap_or(u32::MAX),
             capacity: None,
         }));
         self.effects.push_back(Effect::Ping);
@@ -515,21 +559,13 @@ impl ControlSession {
         }));
     }
 
-    fn report(&mut self, key: &RunKey, outcome: &Outcome) {
-        let frame = match outcome.clone() {
-            Outcome::Completed { result } => AgentFrame::Complete(Complete {
-                command_id: key.command.clone(),
-                run: Some(key.run),
-                result,
-            }),
-            Outcome::Failed { error, retryable } => AgentFrame::Failed(FailedFrame {
-                command_id: key.command.clone(),
-                run: Some(key.run),
-                error,
-                retryable,
-            }),
-        };
-        self.send(frame);
+    /// Reports what came of a run, now or as soon as the guard is valid again.
+    fn report(&mut self, now: Millis, key: RunKey, outcome: Outcome) {
+        if self.acts(now) {
+            self.send(report::outcome(key, outcome));
+        } else {
+            self.runs.owe(key);
+        }
     }
 
     fn send(&mut self, frame: AgentFrame) {
@@ -553,29 +589,5 @@ fn too_old(asked: Token, highest: Token) -> Outcome {
     Outcome::Failed {
         error: crate::fence::FenceError::Fenced { asked, highest }.to_string(),
         retryable: false,
-    }
-}
-
-/// The state of a session whose program ended like this.
-fn state_after(exit: Exit) -> SessionState {
-    match exit {
-        Exit::Code(0) => SessionState::Terminated,
-        Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => SessionState::Failed,
-    }
-}
-
-fn running_session(one: &Observed) -> RunningSession {
-    let (state, reason) = match one.state {
-        ObservedState::Running => (SessionState::Running, String::new()),
-        ObservedState::Hibernated => (SessionState::Hibernated, String::new()),
-        ObservedState::Exited(exit) => (state_after(exit), exit.to_string()),
-    };
-    RunningSession {
-        session_id: one.session.clone(),
-        state,
-        generation: one.generation,
-        token: one.token,
-        reason,
-        url: one.url.clone(),
     }
 }

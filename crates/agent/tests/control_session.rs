@@ -105,6 +105,7 @@ fn effects(session: &mut ControlSession) -> Vec<String> {
             Effect::Ping => continue,
             Effect::Remember(membership) => format!("remember {}", membership.base),
             Effect::Begin(command) => format!("begin {}.{}", command.command_id, command.run),
+            Effect::TakeOver(token) => format!("take over {token}"),
             Effect::Forget(key) => format!("forget {}", key.command),
             Effect::Remove(session) => format!("remove {}", session.session),
             Effect::Reconnect(reason) => format!("reconnect: {reason}"),
@@ -195,7 +196,7 @@ fn a_command_is_begun_once_however_often_it_comes() {
         session.frame(0, ServerFrame::Command(one.clone()));
     }
     assert_eq!(effects(&mut session), ["ack one.1", "begin one.1", "ack one.1"]);
-    session.finished(&one, done());
+    session.finished(0, &one, done());
     assert_eq!(effects(&mut session), ["complete one.1 \"http://x\""]);
     session.frame(0, ServerFrame::Command(one));
     assert_eq!(
@@ -243,9 +244,9 @@ fn commands_of_one_session_are_done_in_order_and_those_of_others_beside_them() {
         effects(&mut session),
         ["ack a1.1", "begin a1.1", "ack a2.1", "ack b1.1", "begin b1.1"]
     );
-    session.finished(&b1, done());
+    session.finished(0, &b1, done());
     assert_eq!(effects(&mut session).len(), 1, "a2 still waits for a1");
-    session.finished(&a1, done());
+    session.finished(0, &a1, done());
     assert_eq!(
         effects(&mut session),
         ["complete a1.1 \"http://x\"", "begin a2.1"]
@@ -269,7 +270,7 @@ fn so_many_at_a_time_and_so_many_waiting() {
         MAX_PARALLEL + MAX_QUEUED,
         "what does not fit is left to come again"
     );
-    session.finished(&commands[3], done());
+    session.finished(0, &commands[3], done());
     assert_eq!(
         effects(&mut session),
         [
@@ -292,7 +293,7 @@ fn an_older_token_is_refused_and_a_newer_one_refuses_what_waited_under_the_old()
         refused[0].starts_with("failed b2.1 false fencing token 8 is older than 9"),
         "{refused:?}"
     );
-    session.finished(&command("a1", 1, "start_session", "a", 5), done());
+    session.finished(0, &command("a1", 1, "start_session", "a", 5), done());
     let words = effects(&mut session);
     assert!(
         words[1].starts_with("failed a2.1 false fencing token 5 is older than 9"),
@@ -322,7 +323,7 @@ fn without_a_connection_nothing_is_begun_and_what_runs_is_answered_after_it() {
     session.frame(0, ServerFrame::Command(a2.clone()));
     effects(&mut session);
     session.disconnected();
-    session.finished(&a1, done());
+    session.finished(0, &a1, done());
     assert!(
         effects(&mut session).is_empty(),
         "a2 is not begun and nothing is sent"
@@ -463,7 +464,7 @@ fn what_is_left_of_an_ended_session_goes_after_a_while_unless_it_is_started_anew
     let mut again = start("again", "b");
     again.payload["generation"] = json!(2);
     session.frame(0, ServerFrame::Command(again.clone()));
-    session.finished(&again, done());
+    session.finished(0, &again, done());
     effects(&mut session);
     let mut now = 0;
     while now < ENDED_KEPT {
