@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime};
-use regent_agent::{Options, machine_capacity};
+use regent_agent::{LEASE_TTL, Options, machine_capacity};
 use regent_types::agent::Capacity;
+use regent_types::duration::Span;
+use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentConfig, RuntimeKind, UsageError, required, secret_file};
@@ -62,12 +65,15 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
             _ => Err(UsageError(format!("the label {label:?} is not K=V"))),
         })
         .collect::<Result<_, _>>()?;
+    let (lease_ttl, release_on_disconnect) = lease(config)?;
     let machine = machine_capacity();
     Ok(Options {
         agent_id: required(config.agent_id.clone(), "agent-id")?,
         servers,
         token,
         replica: config.replica.clone(),
+        lease_ttl,
+        release_on_disconnect,
         data: required(config.data.clone(), "data")?,
         platform: config
             .platform
@@ -82,4 +88,70 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         },
         stop_sessions_on_exit: false,
     })
+}
+
+/// The TTL of the lease of a replica, and how soon it is given up when the connection is lost.
+fn lease(config: &AgentConfig) -> Result<(Duration, Option<Duration>), UsageError> {
+    let asked = [
+        ("lease-ttl", config.lease_ttl),
+        ("release-on-disconnect", config.release_on_disconnect),
+    ];
+    if config.replica.is_none()
+        && let Some((key, _)) = asked.iter().find(|(_, value)| value.is_some())
+    {
+        return Err(UsageError(format!(
+            "{key} is about the lease of replicas, and this agent has none: give --replica too, or leave {key} out"
+        )));
+    }
+    let ttl = config.lease_ttl.map_or(LEASE_TTL, Span::duration);
+    let (shortest, longest) = (Span(MIN_TTL_DEV_MS), Span(MAX_TTL_MS));
+    if ttl < shortest.duration() || ttl > longest.duration() {
+        return Err(UsageError(format!(
+            "lease-ttl is from {shortest} to {longest}, and this is not"
+        )));
+    }
+    let grace = config.release_on_disconnect.map(Span::duration);
+    if grace.is_some_and(|grace| grace >= ttl) {
+        return Err(UsageError(format!(
+            "release-on-disconnect has an effect only when it is shorter than lease-ttl ({} ms)",
+            ttl.as_millis()
+        )));
+    }
+    Ok((ttl, grace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(replica: bool, ttl: Option<u64>, grace: Option<u64>) -> AgentConfig {
+        AgentConfig {
+            replica: replica.then(|| "r1".parse().unwrap()),
+            lease_ttl: ttl.map(Span),
+            release_on_disconnect: grace.map(Span),
+            ..AgentConfig::default()
+        }
+    }
+
+    #[test]
+    fn the_settings_of_the_lease_need_a_replica_and_sensible_lengths() {
+        let taken = |ttl, grace| lease(&config(true, ttl, grace)).unwrap();
+        assert_eq!(taken(None, None), (Duration::from_secs(4), None));
+        assert_eq!(
+            taken(Some(100), Some(50)),
+            (Duration::from_millis(100), Some(Duration::from_millis(50)))
+        );
+        assert!(lease(&config(false, None, None)).is_ok());
+        for (config, word) in [
+            (config(false, Some(4_000), None), "give --replica too"),
+            (config(false, None, Some(500)), "give --replica too"),
+            (config(true, Some(99), None), "from 100ms to 1h"),
+            (config(true, Some(3_600_001), None), "from 100ms to 1h"),
+            (config(true, Some(1_000), Some(1_000)), "shorter than lease-ttl"),
+            (config(true, None, Some(4_000)), "shorter than lease-ttl"),
+        ] {
+            let error = lease(&config).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

@@ -292,6 +292,14 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replica: Option<ReplicaName>,
+    /// How long the replica that leads may be silent before another one does [default: 4s].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lease_ttl: Option<Span>,
+    /// Give the lead up this long after the connection is lost, before the lease ends [default: off].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) release_on_disconnect: Option<Span>,
     /// Folder for sessions and records of what was done; replicas of one host share it.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -334,6 +342,8 @@ impl Settings for AgentConfig {
         "token-file",
         "runtime",
         "replica",
+        "lease-ttl",
+        "release-on-disconnect",
         "data",
         "platform",
         "region",
