@@ -395,7 +395,9 @@ impl ControlSession {
     }
 
     fn lease(&mut self, now: Millis, frame: &ServerFrame) {
-        let (Some(leadership), Link::Up(_)) = (&mut self.leadership, &self.link) else {
+        // A loss counts at once; all else is about what only a connection that was welcomed has asked for.
+        let early = !self.is_up() && !matches!(frame, ServerFrame::LeaseLost(_));
+        let Some(leadership) = self.leadership.as_mut().filter(|_| !early) else {
             tracing::debug!("ignored a frame about a lease");
             return;
         };

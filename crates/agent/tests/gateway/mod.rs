@@ -16,13 +16,16 @@ use futures::stream::{self, BoxStream, StreamExt};
 use regent_agent::runtime::{
     Observed, ObservedState, Runtime, RuntimeError, RuntimeEvent, RuntimeKind, SessionRef, StartSpec,
 };
-use regent_types::frame::{AgentFrame, CommandFrame, Incoming, ServerFrame};
+use regent_types::frame::{AgentFrame, CommandFrame, Hello, Incoming, ServerFrame};
 use regent_types::{CommandId, SessionName, Token};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 
 /// Longer than anything here takes; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// No guard ends while a test runs.
+const LEASE_TTL_MS: u64 = 600_000;
 
 pub(crate) const TOKEN: &str = "regent_secret";
 
@@ -74,14 +77,29 @@ impl Gateway {
     }
 
     /// The next connection, up to and with the welcome; gives what `hello` said.
-    pub(crate) async fn welcomed(&mut self, base: u64) -> (Link, regent_types::frame::Hello) {
+    pub(crate) async fn welcomed(&mut self, base: u64) -> (Link, Hello) {
         let mut link = self.link().await;
-        let AgentFrame::Hello(hello) = link.next().await else {
-            panic!("the first frame is not hello");
-        };
-        link.send(&json!({ "type": "welcome", "payload": {
-            "clusterId": "c-1", "base": base, "epoch": 5, "token": 5, "heartbeatMs": 100, "staleMs": 60_000,
-            "protocol": 3, "node": 1 } }));
+        let hello = link.hello().await;
+        link.welcome(base, Some(5));
+        (link, hello)
+    }
+
+    /// The next connection, of a replica, up to its campaign.
+    pub(crate) async fn campaigning(&mut self) -> (Link, Hello) {
+        let mut link = self.link().await;
+        let hello = link.hello().await;
+        link.welcome(0, None);
+        assert!(matches!(link.answer().await, AgentFrame::LeaseCampaign(_)));
+        (link, hello)
+    }
+
+    /// The next connection, of a replica, up to its lead under this token; gives the second `hello`.
+    pub(crate) async fn led(&mut self, token: u64) -> (Link, Hello) {
+        let (mut link, _) = self.campaigning().await;
+        let seq = link.promote(token).await;
+        link.renew(token, seq);
+        let hello = link.hello().await;
+        link.welcome(0, Some(token));
         (link, hello)
     }
 }
@@ -168,6 +186,35 @@ impl Link {
         self.send_text(&ServerFrame::Command(frame).to_text(None));
     }
 
+    pub(crate) fn welcome(&self, base: u64, token: Option<u64>) {
+        self.send(&json!({ "type": "welcome", "payload": {
+            "clusterId": "c-1", "base": base, "epoch": 5, "token": token, "heartbeatMs": 100, "staleMs": 60_000,
+            "protocol": 3, "node": 1 } }));
+    }
+
+    /// Grants the lease, and gives the number of the keepalive that confirms it.
+    pub(crate) async fn promote(&mut self, token: u64) -> u64 {
+        self.send(&json!({ "type": "lease_granted", "payload": {
+            "name": "agent/dev", "token": token, "ttlMs": LEASE_TTL_MS } }));
+        match self.answer().await {
+            AgentFrame::LeaseKeepalive(keepalive) if keepalive.token == Token(token) => keepalive.seq,
+            other => panic!("not a keepalive of {token}: {other:?}"),
+        }
+    }
+
+    pub(crate) fn renew(&self, token: u64, seq: u64) {
+        self.send(&json!({ "type": "lease_renewed", "payload": {
+            "name": "agent/dev", "token": token, "ttlMs": LEASE_TTL_MS, "seq": seq } }));
+    }
+
+    /// The next frame that is no heartbeat, which is `hello`.
+    pub(crate) async fn hello(&mut self) -> Hello {
+        match self.answer().await {
+            AgentFrame::Hello(hello) => hello,
+            other => panic!("not hello: {other:?}"),
+        }
+    }
+
     pub(crate) fn close(&self, code: u16) {
         let frame = CloseFrame {
             code,
@@ -207,11 +254,11 @@ impl Link {
         }
     }
 
-    /// The next frame that is neither a heartbeat nor an acknowledgement.
+    /// The next frame that is neither a heartbeat, a keepalive nor an acknowledgement.
     pub(crate) async fn outcome(&mut self) -> AgentFrame {
         loop {
             match self.answer().await {
-                AgentFrame::Ack(_) => {}
+                AgentFrame::Ack(_) | AgentFrame::LeaseKeepalive(_) => {}
                 other => return other,
             }
         }
@@ -224,7 +271,8 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
         .unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-/// A runtime that runs nothing. A start of a session whose name begins with `slow` waits for a permit.
+/// A runtime that runs nothing. A start of a session whose name begins with `slow` waits for a permit;
+/// one whose name has `fail` in it fails.
 pub(crate) struct FakeRuntime {
     pub(crate) sessions: Mutex<BTreeMap<SessionName, Observed>>,
     pub(crate) starts: AtomicUsize,
@@ -292,6 +340,12 @@ impl Runtime for FakeRuntime {
             self.starts.fetch_add(1, Ordering::SeqCst);
             if spec.session.as_str().starts_with("slow") {
                 self.permits.acquire().await.unwrap().forget();
+            }
+            if spec.session.as_str().contains("fail") {
+                return Err(RuntimeError::StartFailed {
+                    session: spec.session.clone(),
+                    reason: "asked for".to_owned(),
+                });
             }
             if spec.session.as_str().starts_with("panic") {
                 // A panic that leaves the log of the tests alone.
