@@ -1,4 +1,4 @@
-//! Wakes the connections that applied operations concern.
+//! Wakes the connections and the waiting requests that applied operations concern.
 //!
 //! The log is the bus: nobody tells the node that holds an agent's connection that a command was queued
 //! or that a newer connection took over. It applied the same entries; this task looks at the events that
@@ -7,9 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use regent_state::record::Subject;
+use regent_state::record::{Keeping, Subject};
 use regent_state::{EventRecord, State};
-use regent_types::AgentId;
+use regent_types::{AgentId, CandidateId, LeaseName, Principal};
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Cursor, News};
@@ -25,24 +25,52 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
             changed = applied.changed() => if changed.is_err() { return },
         }
         let view = service.node().view();
-        match concerned(&mut cursor, &view.state) {
-            Some(agents) => agents.iter().for_each(|agent| service.registry().wake(agent)),
-            None => service.registry().wake_all(),
+        let Some(concerned) = concerned(&mut cursor, &view.state) else {
+            service.registry().wake_all();
+            service.waiters().wake_all();
+            continue;
+        };
+        for agent in &concerned.agents {
+            service.registry().wake(agent);
+        }
+        for (lease, candidate) in &concerned.candidates {
+            service.waiters().wake(lease, candidate);
         }
     }
 }
 
-/// The agents that something new is about; `None` for all.
-fn concerned(cursor: &mut Cursor, state: &State) -> Option<BTreeSet<AgentId>> {
+/// Whom something new is about.
+#[derive(Default)]
+struct Concerned {
+    agents: BTreeSet<AgentId>,
+    candidates: BTreeSet<(LeaseName, CandidateId)>,
+}
+
+/// Whom something new is about; `None` for all.
+fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
     let News::Events(events) = cursor.advance(state) else {
         return None;
     };
-    let mut agents = BTreeSet::new();
-    for event in events {
+    let mut concerned = Concerned::default();
+    let agents = &mut concerned.agents;
+    for (_, event) in events {
         match &event.record {
             EventRecord::Agent(agent) => agents.insert(agent.id.clone()),
             EventRecord::Command(command) => agents.insert(command.agent.clone()),
-            EventRecord::Lease(lease) => lease.name.agent().is_some_and(|agent| agents.insert(agent)),
+            EventRecord::Lease(lease) => {
+                if let Keeping::Candidacy(id) = &lease.kept {
+                    concerned.candidates.insert((lease.name.clone(), id.clone()));
+                }
+                agents.extend(of_agents(state, &lease.name, &lease.owner));
+                true
+            }
+            EventRecord::Candidate(candidate) => {
+                concerned
+                    .candidates
+                    .insert((candidate.lease.clone(), candidate.id.clone()));
+                agents.extend(of_agents(state, &candidate.lease, &candidate.owner));
+                true
+            }
             EventRecord::ApiToken(token) => match &token.subject {
                 Subject::Agent(agent) => agents.insert(agent.clone()),
                 // An admin's token may carry any agent's connection.
@@ -52,5 +80,18 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<BTreeSet<AgentId>> {
             EventRecord::Session(_) | EventRecord::Template(_) => false,
         };
     }
-    Some(agents)
+    Some(concerned)
+}
+
+/// The agents that look at a lease: the one that it leads, the one that holds it, and the first that waits.
+fn of_agents(state: &State, name: &LeaseName, owner: &Principal) -> impl Iterator<Item = AgentId> {
+    let own = match owner {
+        Principal::Agent(agent) => Some(agent.clone()),
+        Principal::User(_) => None,
+    };
+    let first = state.queue_of(name).next().and_then(|first| match &first.owner {
+        Principal::Agent(agent) => Some(agent.clone()),
+        Principal::User(_) => None,
+    });
+    own.into_iter().chain(name.agent()).chain(first)
 }

@@ -18,7 +18,7 @@ pub(crate) struct Cursor {
 /// What is new.
 pub(crate) enum News {
     /// These, in order.
-    Events(Vec<Arc<Event>>),
+    Events(Vec<(EventId, Arc<Event>)>),
     /// Some were dropped before they were seen: look at everything.
     Missed,
 }
@@ -43,7 +43,7 @@ impl Cursor {
                 state
                     .events()
                     .range(self.next..)
-                    .map(|(_, event)| event.clone())
+                    .map(|(id, event)| (*id, event.clone()))
                     .collect(),
             )
         };

@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
-use regent_types::{CommandId, SessionName, TemplateName, TokenId, UserName};
+use regent_types::{
+    AgentId, CandidateId, CommandId, ReplicaName, SessionName, TemplateName, TokenId, UserName,
+};
 use sha2::{Digest as _, Sha256};
 
 /// Longest name of a session: a DNS-1123 label.
@@ -49,6 +51,17 @@ pub(crate) fn command_id() -> CommandId {
 /// `tok-{16 hex}`.
 pub(crate) fn token_id() -> TokenId {
     TokenId::new(format!("tok-{}", hex(&random::<8>()))).expect("a word")
+}
+
+/// The id of a candidacy for a lease: of the idempotency key that it was asked for with, else a random one.
+pub(crate) fn candidate_id(key: Option<[u8; 16]>) -> CandidateId {
+    CandidateId::new(hex(&key.unwrap_or_else(random::<16>))).expect("hexadecimal digits are a word")
+}
+
+/// The id of the candidacies of one replica: the same over whatever connection and node.
+pub(crate) fn replica_candidate_id(agent: &AgentId, replica: &ReplicaName) -> CandidateId {
+    let hash = Sha256::digest(format!("{agent}/{replica}"));
+    CandidateId::new(format!("ws-{}", hex(&hash[..16]))).expect("hexadecimal digits are a word")
 }
 
 /// The id of a request that came without one.

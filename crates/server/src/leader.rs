@@ -9,19 +9,22 @@
 //! arrived ([`Node::confirm`]), and a lease is renewed only if its token is current in the view of that
 //! round. So a deposed leader that does not know it yet renews nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use regent_raft::{Node, ReadError, View};
+use regent_state::record::{Keeping, Lease, WaitsAt};
 use regent_state::{Caller, EventKind, EventRecord, Leadership, Operation, Rejection, Request, State};
-use regent_types::{AgentId, LeaseName, SessionName, Token};
+use regent_types::{AgentId, LeaseName, Revision, SessionName, Token};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Cursor, News};
 use crate::lease_clock::LeaseClock;
+use crate::presence::Presence;
 use crate::service::{ServiceError, wall_now};
 
 /// Leases expired by one operation, so that one entry stays small.
@@ -47,6 +50,10 @@ pub(crate) enum Ask {
     Touch(Vec<SessionName>),
     /// When each session was last in use, in Unix milliseconds.
     LastActivity(Vec<SessionName>),
+    /// This process is there for those who wait at it.
+    Waiting(WaitsAt),
+    /// The candidate that this lease was given to is not there any more: end it, unless somebody may act under it.
+    GiveUp(LeaseName, Token),
 }
 
 /// The leader's answer.
@@ -71,6 +78,8 @@ impl Answer {
 pub(crate) struct Leader {
     node: OnceLock<Node>,
     desk: Mutex<Option<Desk>>,
+    /// Rung when something became due before its time.
+    look: Notify,
 }
 
 struct Desk {
@@ -80,6 +89,14 @@ struct Desk {
     since: u64,
     activity: BTreeMap<SessionName, u64>,
     heard: BTreeMap<AgentId, u64>,
+    presence: Presence,
+}
+
+/// What has become due: leases to end, and candidates to drop, by their places.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Due {
+    leases: Vec<(LeaseName, Token)>,
+    lapsed: Vec<(LeaseName, Revision)>,
 }
 
 /// What the leader's memory says of idleness, for the reconcilers.
@@ -149,6 +166,16 @@ impl Leader {
                 }
                 Answer::Done
             }
+            Ask::Waiting(at) => {
+                desk.presence.heard(at, boot_ms());
+                Answer::Done
+            }
+            Ask::GiveUp(name, token) => {
+                if desk.clock.give_up(&name, token, boot_ms()) {
+                    self.look.notify_one();
+                }
+                Answer::Done
+            }
             Ask::LastActivity(sessions) => Answer::Times(
                 sessions
                     .iter()
@@ -203,12 +230,21 @@ impl Desk {
             .leases()
             .values()
             .map(|lease| (lease.name.clone(), lease.token, lease.ttl_ms));
-        Self {
+        let mut desk = Self {
             clock: LeaseClock::new(leadership, held, now),
             cursor: Cursor::at_end_of(state),
             since: state.now(),
             activity: BTreeMap::new(),
             heard: BTreeMap::new(),
+            presence: Presence::default(),
+        };
+        desk.expect_all(state, now);
+        desk
+    }
+
+    fn expect_all(&mut self, state: &State, now: u64) {
+        for candidate in state.candidates() {
+            self.presence.expect(candidate.at, now);
         }
     }
 
@@ -217,23 +253,74 @@ impl Desk {
         match self.cursor.advance(state) {
             News::Missed => self.agree(state, now),
             News::Events(events) => {
-                for event in events {
-                    let EventRecord::Lease(lease) = &event.record else {
-                        continue;
-                    };
-                    if event.kind == EventKind::LeaseGranted {
-                        self.clock
-                            .granted(lease.name.clone(), lease.token, lease.ttl_ms, now);
-                        // An agent that has just connected was heard.
-                        if let Some(agent) = lease.name.agent() {
-                            self.heard.insert(agent, wall_now().0);
+                // A grant of the very entry that ended the lease before it went to the next in the queue.
+                let mut ended = BTreeSet::new();
+                for (id, event) in events {
+                    match &event.record {
+                        EventRecord::Lease(lease) if event.kind == EventKind::LeaseGranted => {
+                            let promoted = ended.contains(&(id.0, lease.name.clone()));
+                            self.granted(lease, promoted, now);
                         }
-                    } else {
-                        self.clock.gone(&lease.name, lease.token);
+                        EventRecord::Lease(lease) => {
+                            self.clock.gone(&lease.name, lease.token);
+                            ended.insert((id.0, lease.name.clone()));
+                        }
+                        EventRecord::Candidate(candidate) if event.kind == EventKind::LeaseQueued => {
+                            self.presence.expect(candidate.at, now);
+                        }
+                        _ => {}
                     }
                 }
             }
         }
+    }
+
+    fn granted(&mut self, lease: &Lease, promoted: bool, now: u64) {
+        let (name, token, ttl_ms) = (lease.name.clone(), lease.token, lease.ttl_ms);
+        match lease.kept {
+            Keeping::Candidacy(_) | Keeping::Replica(_) if promoted => {
+                self.clock.promoted(name, token, ttl_ms, now);
+            }
+            // The gateway that takes over from itself renews with the very grant.
+            Keeping::Gateway(..) | Keeping::Holder | Keeping::Candidacy(_) | Keeping::Replica(_) => {
+                self.clock.granted(name, token, ttl_ms, now);
+                // An agent that has just connected was heard.
+                if let Some(agent) = lease.name.agent() {
+                    self.heard.insert(agent, wall_now().0);
+                }
+            }
+        }
+    }
+
+    /// What is due now. What lapsed is looked up in the state, since only a few ever do.
+    fn due(&mut self, state: &State, now: u64) -> Due {
+        let mut due = Due {
+            leases: self.clock.due(now, MAX_EXPIRE),
+            lapsed: Vec::new(),
+        };
+        for at in self.presence.lapsed(now) {
+            let before = due.lapsed.len();
+            let there = state.candidates().filter(|candidate| candidate.at == at);
+            due.lapsed.extend(
+                there
+                    .take(MAX_EXPIRE)
+                    .map(|candidate| (candidate.lease.clone(), candidate.place)),
+            );
+            if due.lapsed.len() == before {
+                self.presence.forget(at);
+            }
+        }
+        due.lapsed.truncate(MAX_EXPIRE);
+        due
+    }
+
+    /// When something is due next.
+    fn next_due(&self) -> Option<u64> {
+        self.clock
+            .next_due()
+            .into_iter()
+            .chain(self.presence.next())
+            .min()
     }
 
     /// Renews what is held in `state`, which the desk has followed, and not being expired.
@@ -266,6 +353,7 @@ impl Desk {
             .map(|lease| (lease.name.clone(), (lease.token, lease.ttl_ms)))
             .collect();
         self.clock.agree(&held, now);
+        self.expect_all(state, now);
     }
 }
 
@@ -284,8 +372,8 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
                 compared = Instant::now();
             }
             let (due, next) = leader.look(mine, compare);
-            if !due.is_empty() {
-                tokio::spawn(expire(node.clone(), mine, due));
+            if due != Due::default() {
+                tokio::spawn(end(node.clone(), mine, due));
             }
             sleep = next.min(CHECK_EVERY);
         }
@@ -293,6 +381,7 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
             () = stop.cancelled() => return,
             changed = leadership.changed() => if changed.is_err() { return },
             changed = applied.changed(), if mine.is_some() => if changed.is_err() { return },
+            () = leader.look.notified() => {}
             () = tokio::time::sleep(sleep) => {}
         }
     }
@@ -300,18 +389,17 @@ pub(crate) async fn run(leader: Arc<Leader>, node: Node, stop: CancellationToken
 
 impl Leader {
     /// What is due now, and how long until something is.
-    fn look(&self, mine: Leadership, compare: bool) -> (Vec<(LeaseName, Token)>, Duration) {
+    fn look(&self, mine: Leadership, compare: bool) -> (Due, Duration) {
         let Ok((mut desk, view)) = self.desk(mine) else {
-            return (Vec::new(), CHECK_EVERY);
+            return (Due::default(), CHECK_EVERY);
         };
         let desk = desk.as_mut().expect("a desk was just made");
         let now = boot_ms();
         if compare {
             desk.agree(&view.state, now);
         }
-        let due = desk.clock.due(now, MAX_EXPIRE);
+        let due = desk.due(&view.state, now);
         let next = desk
-            .clock
             .next_due()
             .map_or(CHECK_EVERY, |at| Duration::from_millis(at.saturating_sub(now)));
         (due, next)
@@ -320,14 +408,17 @@ impl Leader {
 
 /// Proposes what was decided under `mine`. Apply refuses it under any other leadership, so it does not
 /// matter where it is taken should the leadership end in between.
-async fn expire(node: Node, mine: Leadership, leases: Vec<(LeaseName, Token)>) {
-    let names: Vec<String> = leases
+async fn end(node: Node, mine: Leadership, due: Due) {
+    let names: Vec<String> = due
+        .leases
         .iter()
         .map(|(name, token)| format!("{name}@{token}"))
         .collect();
-    let operation = Operation::ExpireLeases {
+    let lapsed = due.lapsed.len();
+    let operation = Operation::EndLeases {
         leadership: mine,
-        leases,
+        leases: due.leases,
+        lapsed: due.lapsed,
     };
     let request = Request {
         caller: Caller::Node(mine.node),
@@ -341,7 +432,7 @@ async fn expire(node: Node, mine: Leadership, leases: Vec<(LeaseName, Token)>) {
     {
         Ok(Ok(_)) => {
             metrics::counter!("regent_leases_expired_total").increment(names.len() as u64);
-            tracing::info!(leases = ?names, "leases expired");
+            tracing::info!(leases = ?names, lapsed, "leases expired, candidates dropped");
         }
         Ok(Err(Rejection::WrongLeadership)) => {
             tracing::info!("an expiry was decided under a leadership that has ended");

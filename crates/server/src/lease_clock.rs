@@ -6,6 +6,10 @@
 //! stops at TTL x (1 - 2 rho) after it sent that renewal: with rates that differ by at most rho the
 //! holder always stops first. From the moment that a lease is due it takes no more renewals, so that no
 //! holder is told "renewed" while its expiry is on the way through the log.
+//!
+//! A lease that was given to the next in its queue binds nobody before its first renewal: the candidate acts
+//! only once that is acknowledged. So until then it may be taken back at any time, and is soon, so that a
+//! candidate that nobody could tell of it does not cost the next one a whole TTL.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +20,8 @@ use regent_types::{LeaseName, Token};
 pub(crate) const RHO_PERCENT: u64 = 1;
 /// How long an expiry that was proposed and not seen applied rests before it is proposed again.
 pub(crate) const RETRY_MS: u64 = 1_000;
+/// How long a promoted candidate may take to renew for the first time: the way to it and back, many times.
+pub(crate) const CONFIRM_MS: u64 = 2_000;
 
 /// All times are milliseconds by one clock that runs during suspend.
 #[derive(Debug)]
@@ -33,6 +39,8 @@ struct Entry {
     renewed_at: u64,
     deadline: u64,
     expiring: bool,
+    /// Whether somebody may act under it: promoted candidates only after their first renewal.
+    binding: bool,
 }
 
 impl LeaseClock {
@@ -53,6 +61,25 @@ impl LeaseClock {
         clock
     }
 
+    /// The next in the queue got the lease: it is not binding yet.
+    pub(crate) fn promoted(&mut self, name: LeaseName, token: Token, ttl_ms: u64, now: u64) {
+        self.take_up(name, token, ttl_ms, now, false);
+    }
+
+    /// Ends a lease that is not binding yet; gives whether it was such a one.
+    pub(crate) fn give_up(&mut self, name: &LeaseName, token: Token, now: u64) -> bool {
+        let entry = self
+            .entries
+            .get(name)
+            .filter(|entry| entry.token == token && !entry.binding && !entry.expiring);
+        let Some(mut entry) = entry.cloned() else {
+            return false;
+        };
+        entry.deadline = now;
+        self.put(name.clone(), entry);
+        true
+    }
+
     /// Whose clock it is.
     pub(crate) fn leadership(&self) -> Leadership {
         self.leadership
@@ -60,15 +87,21 @@ impl LeaseClock {
 
     /// A grant was applied. What is known of the same or a newer token stays.
     pub(crate) fn granted(&mut self, name: LeaseName, token: Token, ttl_ms: u64, now: u64) {
+        self.take_up(name, token, ttl_ms, now, true);
+    }
+
+    fn take_up(&mut self, name: LeaseName, token: Token, ttl_ms: u64, now: u64, binding: bool) {
         if self.entries.get(&name).is_some_and(|entry| entry.token >= token) {
             return;
         }
+        let full = due_at(now, ttl_ms);
         let entry = Entry {
             token,
             ttl_ms,
             renewed_at: now,
-            deadline: due_at(now, ttl_ms),
+            deadline: if binding { full } else { full.min(now + CONFIRM_MS) },
             expiring: false,
+            binding,
         };
         self.put(name, entry);
     }
@@ -108,6 +141,7 @@ impl LeaseClock {
         }
         let mut entry = entry.clone();
         entry.renewed_at = now;
+        entry.binding = true;
         entry.deadline = due_at(now, entry.ttl_ms);
         let ttl_ms = entry.ttl_ms;
         self.put(name.clone(), entry);
@@ -222,6 +256,40 @@ mod tests {
         let mut clock = clock(0);
         assert_eq!(clock.renew(&name("a"), Token(5), 1_020), None);
         assert_eq!(clock.due(1_020, 10).len(), 1);
+    }
+
+    /// A candidate that cannot be told, as its node is frozen, must not cost the next one its whole TTL; one
+    /// that has renewed has all of it.
+    #[test]
+    fn a_promotion_that_is_not_renewed_is_taken_back_early_and_one_that_is_has_its_ttl() {
+        let mut clock = clock(0);
+        clock.promoted(name("b"), Token(6), 60_000, 0);
+        clock.promoted(name("c"), Token(7), 60_000, 0);
+        clock.promoted(name("d"), Token(8), 100, 0);
+        assert_eq!(clock.renew(&name("c"), Token(7), 10), Some(60_000));
+        assert_eq!(clock.due(102, 10), [(name("d"), Token(8))]);
+        clock.gone(&name("d"), Token(8));
+        clock.gone(&name("a"), Token(5));
+        assert_eq!(clock.due(CONFIRM_MS - 1, 10), []);
+        assert_eq!(clock.due(CONFIRM_MS, 10), [(name("b"), Token(6))]);
+        assert_eq!(clock.renew(&name("b"), Token(6), CONFIRM_MS), None);
+        clock.gone(&name("b"), Token(6));
+        assert_eq!(clock.due(61_209, 10), []);
+        assert_eq!(clock.due(61_210, 10), [(name("c"), Token(7))]);
+    }
+
+    #[test]
+    fn only_what_binds_nobody_can_be_given_up() {
+        let mut clock = clock(0);
+        assert!(!clock.give_up(&name("a"), Token(5), 1), "its holder may act");
+        clock.promoted(name("b"), Token(6), 60_000, 0);
+        assert!(!clock.give_up(&name("b"), Token(4), 1));
+        assert!(clock.give_up(&name("b"), Token(6), 1));
+        assert_eq!(clock.renew(&name("b"), Token(6), 1), None);
+        assert_eq!(clock.due(1, 10), [(name("b"), Token(6))]);
+        clock.promoted(name("c"), Token(7), 60_000, 2);
+        clock.renew(&name("c"), Token(7), 3);
+        assert!(!clock.give_up(&name("c"), Token(7), 4));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! applied and acts on what concerns it.
 //!
 //! Where to look: `service` is what all parts are handed; `http` is REST; `gateway` holds the
-//! connections of agents; `dispatch` wakes those that applied operations concern; `keepalive`, `leader`
-//! and `lease_clock` are the leases; `reconcile` does, on the leader, what time makes due.
+//! connections of agents; `dispatch` wakes those that applied operations concern; `keepalive`, `leader`,
+//! `lease_clock`, `presence` and `waiting` are the leases; `reconcile` does, on the leader, what time makes due.
 
 mod activity;
 mod bootstrap;
@@ -21,9 +21,11 @@ mod lease_clock;
 mod listener;
 mod options;
 mod peer;
+mod presence;
 mod reconcile;
 mod server;
 mod service;
+mod waiting;
 
 pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Options};
 pub use server::{Error, Server};

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
-use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile};
+use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting};
 
 /// How long agents may take to be let go, their disconnects written.
 const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
@@ -108,6 +108,7 @@ impl Server {
         tasks.spawn(leader::run(leader.clone(), node, stop.clone()));
         tasks.spawn(dispatch::run(service.clone(), stop.clone()));
         tasks.spawn(gateway::cutoff::run(service.clone(), stop.clone()));
+        tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
         tasks.close();

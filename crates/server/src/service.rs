@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rand::RngExt;
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
 use regent_state::{Caller, Operation, Request};
 use regent_types::{NodeId, Time};
@@ -15,10 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Registry;
 use crate::options::Options;
+use crate::waiting::Waiters;
 use crate::{activity, keepalive};
 
 /// How long a request waits for a quorum before it is answered 503 or 504: several elections.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause before a proposal is repeated that may be; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The parts of a node, for its routes and tasks.
 #[derive(Clone)]
@@ -32,6 +38,7 @@ struct Inner {
     leases: keepalive::Handle,
     activity: activity::Handle,
     registry: Registry,
+    waiters: Waiters,
     stop: CancellationToken,
     draining: AtomicBool,
 }
@@ -55,8 +62,10 @@ impl Service {
         activity: activity::Handle,
         stop: CancellationToken,
     ) -> Self {
+        let waiters = Waiters::new(options.node);
         let inner = Inner {
             node,
+            waiters,
             options,
             leases,
             activity,
@@ -94,6 +103,11 @@ impl Service {
         &self.inner.registry
     }
 
+    /// Those who wait for leases at this node.
+    pub(crate) fn waiters(&self) -> &Waiters {
+        &self.inner.waiters
+    }
+
     /// Cancelled when the node stops; long-lived answers (event streams) end then.
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.inner.stop
@@ -126,6 +140,28 @@ impl Service {
             operation,
         })
         .await
+    }
+
+    /// Writes until it is decided, however often that takes. Only for what may be applied twice.
+    pub(crate) async fn propose_until(
+        &self,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Proposed, ServiceError> {
+        let deadline = Instant::now() + within;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.inner.node.propose(request, deadline).await {
+                Ok(proposed) => return Ok(proposed),
+                Err(error) => error,
+            };
+            if !(error.is_retryable() || error.is_unknown()) || Instant::now() + pause >= deadline {
+                return Err(error.into());
+            }
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::time::sleep(jittered).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     /// A linearizable view: everything that was acknowledged before the call is in it.

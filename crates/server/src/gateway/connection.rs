@@ -22,7 +22,7 @@ use regent_types::frame::{
     AgentFrame, CLOSE_SUPERSEDED, Empty, FrameError, Hello, Incoming, PROTOCOL, Reason, ServerFrame, Welcome,
 };
 use regent_types::{
-    AgentId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, Time, Token, TokenId,
+    AgentId, CandidateId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, Time, Token, TokenId,
 };
 
 use super::lanes::Lanes;
@@ -71,10 +71,23 @@ pub(super) enum Effect {
         attempt: u32,
         epoch: Epoch,
     },
-    /// Take a lease on the agent's behalf; answer with [`Connection::granted`].
-    Acquire { name: LeaseName, ttl_ms: u64 },
-    /// Give a lease back on the agent's behalf.
-    Release { name: LeaseName, token: Token },
+    /// Take a lease on the agent's behalf, or stand in the queue for it; answer with [`Connection::campaigned`].
+    /// `epoch` is there for the agent's own lease.
+    Campaign {
+        name: LeaseName,
+        candidate: CandidateId,
+        ttl_ms: u64,
+        resume: Option<Token>,
+        epoch: Option<Epoch>,
+    },
+    /// The campaign is over: granted and told, or refused. Nothing of it is to be withdrawn.
+    Taken(LeaseName),
+    /// Give a lease back on the agent's behalf; `own` when it is the one that says who leads the agent.
+    Release {
+        name: LeaseName,
+        token: Token,
+        own: bool,
+    },
     /// Renew a lease; answer with [`Connection::renewed`].
     Renew {
         name: LeaseName,
@@ -98,6 +111,8 @@ pub(super) struct Join {
     pub(super) runtime_id: String,
     /// `None` from agents that do not say.
     pub(super) sessions: Option<Vec<ReportedSession>>,
+    /// The token of the agent's own lease that a replica says it holds.
+    pub(super) holds: Option<Token>,
 }
 
 /// How a join went.
@@ -152,6 +167,10 @@ pub(super) struct Connection {
     ping_at: u64,
     renewing: bool,
     renewed_at: Option<u64>,
+    /// Leases that it wants; its own one also while it holds it.
+    campaigns: BTreeMap<LeaseName, leases::Campaign>,
+    /// Other leases that it holds.
+    held: BTreeMap<LeaseName, leases::Held>,
     malformed: u32,
     effects: Vec<Effect>,
 }
@@ -173,6 +192,8 @@ impl Connection {
             ping_at,
             renewing: false,
             renewed_at: None,
+            campaigns: BTreeMap::new(),
+            held: BTreeMap::new(),
             malformed: 0,
             effects: Vec::new(),
         }
@@ -198,10 +219,15 @@ impl Connection {
             Phase::Joining { .. } | Phase::Closed => None,
             Phase::Joined { .. } => {
                 let stale = self.heard_at + self.stale_ms();
-                [Some(stale), Some(self.ping_at), self.hand_again_at]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                [
+                    Some(stale),
+                    Some(self.ping_at),
+                    self.hand_again_at,
+                    self.next_campaign(),
+                ]
+                .into_iter()
+                .flatten()
+                .min()
             }
         }
     }
@@ -241,6 +267,8 @@ impl Connection {
                 tracing::info!(agent = %self.identity.agent, "an agent taken for StreamSpace's said hello");
                 self.join(hello);
             }
+            // A replica that has won the lease says what it runs now, to take over.
+            (Phase::Joined { .. }, Some(AgentFrame::Hello(hello))) if self.is_replica() => self.join(hello),
             (
                 &Phase::Joined {
                     protocol,
@@ -290,11 +318,14 @@ impl Connection {
             protocol: PROTOCOL,
             first: None,
         };
+        let own = self.own_lease();
+        let holds = hello.leases.iter().find(|lease| lease.name == own);
         self.effects.push(Effect::Join(Join {
             replica: self.identity.replica.clone(),
             protocol: PROTOCOL,
             stale_ms: self.identity.stale_ms,
             runtime_id: hello.runtime_id,
+            holds: holds.map(|lease| lease.token),
             sessions: Some(hello.sessions.into_iter().map(reports::running_session).collect()),
         }));
     }
@@ -307,6 +338,7 @@ impl Connection {
             stale_ms: self.identity.stale_ms.max(V2_STALE_MS),
             runtime_id: String::new(),
             sessions: None,
+            holds: None,
         }));
     }
 
@@ -324,6 +356,9 @@ impl Connection {
                     token,
                 };
                 self.leaving = Some(epoch);
+                if let (Some(token), true) = (token, self.is_replica()) {
+                    self.leads_under(token);
+                }
                 self.heard_at = now;
                 self.ping_at = now + self.identity.heartbeat_ms;
                 // The grant itself is the first renewal.
@@ -390,6 +425,7 @@ impl Connection {
                 return self.close_lost(CLOSE_TRY_LATER, reason.to_owned());
             }
         }
+        self.on_leases(state, epoch, now, wall);
         if agent.leading().is_none_or(|leading| leading.epoch != epoch) {
             return; // a standby carries no commands
         }

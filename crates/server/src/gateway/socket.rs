@@ -4,6 +4,7 @@
 //! does not read it away is closed, so that it holds up nobody else. One message is one frame:
 //! StreamSpace joined several by newlines, and its agents lost them all.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
@@ -11,10 +12,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
-use rand::RngExt;
-use regent_state::operation::AgentConnected;
+use regent_state::operation::{AgentConnected, Campaign};
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
-use regent_types::{CommandId, Epoch, LeaseName, Revision, Token, TokenId};
+use regent_types::{
+    AgentId, CandidateId, CommandId, Epoch, LeaseName, ReplicaName, Revision, Token, TokenId,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,6 +25,7 @@ use super::registry::{Seat, Signal};
 use crate::keepalive::KeepaliveError;
 use crate::leader::boot_ms;
 use crate::service::{Service, wall_now};
+use crate::waiting;
 
 /// Frames that wait to be written to one agent. A round of commands is at most 64.
 const SEND_QUEUE: usize = 256;
@@ -32,8 +35,6 @@ const WRITE_WITHIN: Duration = Duration::from_secs(10);
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a hand-over or a campaign is tried before the state is looked at again.
 const HAND_WITHIN: Duration = Duration::from_secs(5);
-/// Longest pause between two tries of a proposal.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long a closed agent may take to close its side.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(1);
 /// The reason in a close frame, in bytes (RFC 6455, 5.5.1: 125 with the code).
@@ -48,7 +49,7 @@ enum Done {
     Reported(String, Result<Applied, String>),
     Handed((CommandId, u32, u32, Epoch), Decided),
     Renewed(LeaseName, Token, Option<u64>, Result<u64, KeepaliveError>),
-    Granted(LeaseName, Result<Applied, String>),
+    Campaigned(LeaseName, Decided),
     Released,
 }
 
@@ -63,6 +64,8 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         identity,
         queue: Some(queue),
         work: FuturesUnordered::new(),
+        seats: BTreeMap::new(),
+        joining: false,
         ended: None,
     };
     shell.serve(&mut stream, &seat).await;
@@ -81,7 +84,10 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         .take()
         .unwrap_or_else(|| "the agent closed its connection".to_owned());
     let (agent, replica) = (shell.identity.agent.clone(), shell.core.replica().clone());
-    let left = shell.core.epoch_to_leave();
+    let left = shell.left().await;
+    if let Some(epoch) = left {
+        release_early(&service, &agent, &replica, epoch, shell.core.early_releases());
+    }
     // Whatever is still under way may be done or not; nobody waits for it any more.
     drop(shell);
     let Some(epoch) = left else {
@@ -119,6 +125,10 @@ struct Shell {
     /// `None` once nothing more is to be sent.
     queue: Option<mpsc::Sender<Message>>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Where it waits for leases.
+    seats: BTreeMap<LeaseName, waiting::Seat>,
+    /// Whether a join is under way.
+    joining: bool,
     /// Why it was closed from here.
     ended: Option<String>,
 }
@@ -169,6 +179,23 @@ impl Shell {
         }
     }
 
+    /// The epoch to disconnect with, if the connection still counts. A join that is under way may be applied
+    /// after its socket is gone: it is waited for, or the connection would stay in the state.
+    async fn left(&mut self) -> Option<Epoch> {
+        if !self.joining {
+            return self.core.epoch_to_leave();
+        }
+        while let Some(done) = self.work.next().await {
+            if let Done::Joined(joined) = done {
+                return match joined {
+                    Joined::Yes { epoch, .. } => Some(epoch),
+                    Joined::Refused(_) | Joined::Unavailable(_) => self.core.epoch_to_leave(),
+                };
+            }
+        }
+        None
+    }
+
     fn look(&mut self) {
         let node = self.service.node();
         let view = node.view();
@@ -209,6 +236,7 @@ impl Shell {
             }
             Effect::Join(join) => {
                 let operation = connected(&self.identity, join);
+                self.joining = true;
                 self.work
                     .push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
             }
@@ -245,32 +273,29 @@ impl Shell {
                 };
                 self.work.push(work.boxed());
             }
-            Effect::Acquire { name, ttl_ms } => {
-                let ttls = service.options().ttls();
-                if !ttls.contains(&ttl_ms) {
-                    let refused = Rejection::Invalid {
-                        field: "ttlMs".to_owned(),
-                        message: format!("must be from {} to {}", ttls.start(), ttls.end()),
-                    };
-                    self.work
-                        .push(std::future::ready(Done::Granted(name, Ok(Err(refused)))).boxed());
-                    return true;
+            Effect::Campaign {
+                name,
+                candidate,
+                ttl_ms,
+                resume,
+                epoch,
+            } => self.campaign(name, candidate, ttl_ms, resume, epoch),
+            Effect::Taken(name) => {
+                if let Some(mut seat) = self.seats.remove(&name) {
+                    seat.taken();
                 }
-                let holder = format!("{}/{}", self.identity.agent, self.core.replica());
-                let operation = Operation::AcquireLease {
-                    name: name.clone(),
-                    holder,
-                    ttl_ms,
-                };
-                let request = by_token(&self.identity.token, operation);
-                let work = async move {
-                    let decided = propose_until(&service, request, HAND_WITHIN).await;
-                    Done::Granted(name, decided.map(|(_, applied)| applied))
-                };
-                self.work.push(work.boxed());
             }
-            Effect::Release { name, token } => {
-                let request = by_token(&self.identity.token, Operation::ReleaseLease { name, token });
+            Effect::Release {
+                name,
+                token,
+                own: is_own,
+            } => {
+                let operation = Operation::ReleaseLease { name, token };
+                let request = if is_own {
+                    own(&service, operation)
+                } else {
+                    by_token(&self.identity.token, operation)
+                };
                 let work = async move {
                     if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
                         tracing::debug!(error, "a lease was not released; it will run out");
@@ -283,11 +308,62 @@ impl Shell {
         true
     }
 
+    fn campaign(
+        &mut self,
+        name: LeaseName,
+        candidate: CandidateId,
+        ttl_ms: u64,
+        resume: Option<Token>,
+        epoch: Option<Epoch>,
+    ) {
+        let service = self.service.clone();
+        let ttls = service.options().ttls();
+        let refusal = if !ttls.contains(&ttl_ms) {
+            Some(Rejection::Invalid {
+                field: "ttlMs".to_owned(),
+                message: format!("must be from {} to {}", ttls.start(), ttls.end()),
+            })
+        } else if self.seats.contains_key(&name) {
+            None
+        } else if let Some(seat) = service.waiters().seat(&service, name.clone(), candidate.clone()) {
+            self.seats.insert(name.clone(), seat);
+            None
+        } else {
+            Some(Rejection::Busy(
+                "too many wait for leases at this node".to_owned(),
+            ))
+        };
+        if let Some(refusal) = refusal {
+            let refused = Done::Campaigned(name, Ok((Revision(0), Err(refusal))));
+            return self.work.push(std::future::ready(refused).boxed());
+        }
+        let holder = match self.core.replica().as_str() {
+            "" => self.identity.agent.to_string(),
+            replica => format!("{}/{replica}", self.identity.agent),
+        };
+        let operation = Operation::Campaign(Campaign {
+            name: name.clone(),
+            candidate,
+            holder,
+            ttl_ms,
+            at: service.waiters().at(),
+            connection: epoch.map(|epoch| (self.core.replica().clone(), epoch)),
+            resume,
+        });
+        let request = match epoch {
+            Some(_) => own(&service, operation),
+            None => by_token(&self.identity.token, operation),
+        };
+        let work = async move { Done::Campaigned(name, propose_until(&service, request, HAND_WITHIN).await) };
+        self.work.push(work.boxed());
+    }
+
     async fn done(&mut self, done: Done) {
         let node = self.service.node();
         let (now, wall) = (boot_ms(), wall_now());
         match done {
             Done::Joined(joined) => {
+                self.joining = false;
                 if let Joined::Yes { epoch, .. } = joined {
                     let identity = &self.identity;
                     tracing::info!(agent = %identity.agent, replica = %self.core.replica(), %epoch, "agent connected");
@@ -302,7 +378,7 @@ impl Shell {
                 self.core.handed(handed, decided, (&node.view().state, now, wall));
             }
             Done::Renewed(name, token, seq, result) => self.core.renewed(&name, token, seq, result, wall),
-            Done::Granted(name, decided) => self.core.granted(name, decided, wall),
+            Done::Campaigned(name, decided) => self.core.campaigned(name, decided, now, wall),
             Done::Released => {}
         }
     }
@@ -349,7 +425,8 @@ async fn join_cluster(service: &Service, operation: Operation) -> Joined {
 }
 
 fn connected(identity: &Identity, join: Join) -> Operation {
-    Operation::AgentConnected(AgentConnected {
+    let holds = join.holds;
+    let connected = AgentConnected {
         agent: identity.agent.clone(),
         replica: join.replica,
         node: identity.node,
@@ -359,7 +436,39 @@ fn connected(identity: &Identity, join: Join) -> Operation {
         runtime_id: join.runtime_id,
         sessions: join.sessions,
         command_seed: crate::ids::command_id(),
-    })
+    };
+    if connected.replica.as_str().is_empty() {
+        Operation::AgentConnected(connected)
+    } else {
+        Operation::ReplicaConnected { connected, holds }
+    }
+}
+
+/// Ends leases whose holder asked for that, once its connection was away for as long as it said. A replica that
+/// has come back by then, on whatever node, keeps them.
+fn release_early(
+    service: &Service,
+    agent: &AgentId,
+    replica: &ReplicaName,
+    epoch: Epoch,
+    leases: Vec<(LeaseName, Token, u64)>,
+) {
+    for (name, token, grace_ms) in leases {
+        let operation = Operation::ReleaseAbandoned {
+            name,
+            token,
+            agent: agent.clone(),
+            replica: replica.clone(),
+            epoch,
+        };
+        let (service, request) = (service.clone(), own(service, operation));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(grace_ms)).await;
+            if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
+                tracing::debug!(error, "a lease was not given up early; it will run out");
+            }
+        });
+    }
 }
 
 fn own(service: &Service, operation: Operation) -> Request {
@@ -378,22 +487,12 @@ fn by_token(token: &TokenId, operation: Operation) -> Request {
     }
 }
 
-/// Proposes until it is decided. Only for what may be applied twice: reports and hand-overs of what was
-/// applied already change nothing, and a second join supersedes the first, as it should.
+/// Proposes until it is decided: reports and hand-overs of what was applied already change nothing, a
+/// campaign keeps its place, and a second join supersedes the first, as it should.
 async fn propose_until(service: &Service, request: Request, within: Duration) -> Decided {
-    let deadline = Instant::now() + within;
-    let mut pause = Duration::from_millis(20);
-    loop {
-        let error = match service.node().propose(&request, deadline).await {
-            Ok(proposed) => return Ok((proposed.revision, proposed.applied)),
-            Err(error) => error,
-        };
-        if !(error.is_retryable() || error.is_unknown()) || Instant::now() + pause >= deadline {
-            return Err(error.to_string());
-        }
-        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        tokio::time::sleep(jittered).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+    match service.propose_until(&request, within).await {
+        Ok(proposed) => Ok((proposed.revision, proposed.applied)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -176,6 +176,11 @@ impl FromRequestParts<Service> for Reading {
 }
 
 impl Reading {
+    /// Who calls, as this node knows them.
+    pub(super) fn caller(&self) -> &Identity {
+        &self.caller
+    }
+
     /// The view that the caller asked for.
     pub(super) async fn view(&self, read: Read) -> Result<Snapshot> {
         let node = self.service.node();
@@ -247,7 +252,7 @@ pub(super) struct Writing {
     pub(super) caller: Identity,
     headers: HeaderMap,
     body: Bytes,
-    idempotency: Option<Idempotency>,
+    pub(super) idempotency: Option<Idempotency>,
 }
 
 impl FromRequest<Service> for Writing {

@@ -17,7 +17,7 @@ use futures::stream;
 use regent_state::event::EventRecord;
 use regent_state::record::{Role, Subject};
 use regent_state::{EventId, State};
-use regent_types::{Code, Revision};
+use regent_types::{Code, LeaseName, Revision};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use utoipa::IntoParams;
@@ -75,13 +75,48 @@ pub(super) async fn watch(
     Query(query): Query<WatchEvents>,
 ) -> Result<Response> {
     let kinds = query.kinds.as_deref().map(parse_kinds).transpose()?;
-    let after = match headers
-        .get("last-event-id")
-        .map(|value| value.to_str().unwrap_or("?"))
-    {
-        Some(id) if !id.is_empty() => Some(("Last-Event-ID", id)),
-        _ => query.after.as_deref().map(|id| ("after", id)),
+    let after = match last_event_id(&headers) {
+        Some(id) => Some(("Last-Event-ID", id)),
+        None => query.after.as_deref().map(|id| ("after", id)),
     };
+    let read = Read {
+        consistency: query.consistency,
+        min_index: query.min_index,
+    };
+    stream_after(reading, after, read, Selection::Kinds(kinds)).await
+}
+
+/// Streams what happens to one lease, with what it is at first.
+pub(super) async fn of_lease(
+    reading: Reading,
+    name: LeaseName,
+    headers: &HeaderMap,
+    read: Read,
+) -> Result<Response> {
+    if let Some(agent) = name.agent() {
+        let caller = reading.caller();
+        if caller.role < Role::Operator && !caller.is_agent(&agent) {
+            return Err(Failure::forbidden(format!(
+                "{name} is for that agent and operators"
+            )));
+        }
+    }
+    let after = last_event_id(headers).map(|id| ("Last-Event-ID", id));
+    stream_after(reading, after, read, Selection::Lease(name)).await
+}
+
+fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get("last-event-id")?.to_str().unwrap_or("?");
+    (!id.is_empty()).then_some(id)
+}
+
+/// Streams events after the one that `after` names, with the field that names it; else from now on.
+async fn stream_after(
+    reading: Reading,
+    after: Option<(&str, &str)>,
+    read: Read,
+    selection: Selection,
+) -> Result<Response> {
     let after = after
         .map(|(field, id)| {
             view::parse_event_id(id)
@@ -91,19 +126,24 @@ pub(super) async fn watch(
     let permit = STREAMS
         .try_acquire()
         .map_err(|_| Failure::busy("too many event streams", 5))?;
-    let snapshot = reading
-        .view(Read {
-            consistency: query.consistency,
-            min_index: query.min_index,
-        })
-        .await?;
+    let snapshot = reading.view(read).await?;
+    let (sender, receiver) = mpsc::channel(BATCH);
     let position = match after {
-        None => EventId(snapshot.revision(), u32::MAX),
+        None => {
+            let now = EventId(snapshot.revision(), u32::MAX);
+            if let Selection::Lease(name) = &selection {
+                let first = view::lease_state(now, name, snapshot.state());
+                let data = serde_json::to_string(&first).unwrap_or_default();
+                // The channel is empty and has room.
+                let _ = sender.try_send(Ok(Event::default().id(first.id).data(data)));
+            }
+            now
+        }
         Some(id) => {
             if is_pruned(snapshot.state().events_floor(), id) {
                 return Err(gone("events after it have been pruned").at(snapshot.revision()));
             }
-            if query.consistency == Consistency::Linearizable && id.0 > snapshot.revision() {
+            if read.consistency == Consistency::Linearizable && id.0 > snapshot.revision() {
                 return Err(
                     gone("it is of another cluster: this one has not come that far").at(snapshot.revision())
                 );
@@ -112,11 +152,10 @@ pub(super) async fn watch(
         }
     };
     let revision = snapshot.revision();
-    let (sender, receiver) = mpsc::channel(BATCH);
     let watcher = Watcher {
         service: reading.service().clone(),
         caller: snapshot.caller,
-        kinds,
+        selection,
         position,
         sender,
         _permit: permit,
@@ -168,10 +207,18 @@ fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
     Ok(kinds)
 }
 
+/// Which events a stream has.
+enum Selection {
+    /// Those of these nouns and kinds, or all, of records that the caller may see.
+    Kinds(Option<BTreeSet<String>>),
+    /// Those about one lease. Who may acquire it is told who holds it anyway.
+    Lease(LeaseName),
+}
+
 struct Watcher {
     service: Service,
     caller: Identity,
-    kinds: Option<BTreeSet<String>>,
+    selection: Selection,
     /// The last event that was looked at.
     position: EventId,
     sender: mpsc::Sender<Result<Event, Infallible>>,
@@ -251,8 +298,7 @@ impl Watcher {
         for (id, event) in view.state.events().range(range).take(BATCH) {
             seen = true;
             self.position = *id;
-            let kind = event.name();
-            if self.wants(&kind) && may_see(&self.caller, &view.state, &event.record) {
+            if self.wants(event, &view.state) {
                 let shown = view::event(*id, event, &view.state);
                 let data = serde_json::to_string(&shown).unwrap_or_default();
                 events.push(Event::default().id(shown.id).data(data));
@@ -265,11 +311,22 @@ impl Watcher {
         }
     }
 
-    fn wants(&self, kind: &str) -> bool {
-        let noun = kind.split('.').next().unwrap_or_default();
-        self.kinds
-            .as_ref()
-            .is_none_or(|kinds| kinds.contains(kind) || kinds.contains(noun))
+    fn wants(&self, event: &regent_state::Event, state: &State) -> bool {
+        match &self.selection {
+            Selection::Kinds(kinds) => {
+                let kind = event.name();
+                let noun = kind.split('.').next().unwrap_or_default();
+                kinds
+                    .as_ref()
+                    .is_none_or(|kinds| kinds.contains(&kind) || kinds.contains(noun))
+                    && may_see(&self.caller, state, &event.record)
+            }
+            Selection::Lease(name) => match &event.record {
+                EventRecord::Lease(lease) => lease.name == *name,
+                EventRecord::Candidate(candidate) => candidate.lease == *name,
+                _ => false,
+            },
+        }
     }
 }
 
@@ -284,6 +341,7 @@ fn may_see(caller: &Identity, state: &State, record: &EventRecord) -> bool {
         EventRecord::Agent(agent) => operator || caller.is_agent(&agent.id),
         EventRecord::Command(command) => commands::may_see(caller, state, command),
         EventRecord::Lease(lease) => operator || lease.owner == caller.principal,
+        EventRecord::Candidate(candidate) => operator || candidate.owner == caller.principal,
         EventRecord::Template(_) => true,
         EventRecord::User(user) => caller.role == Role::Admin || caller.is_user(&user.name),
         EventRecord::ApiToken(token) => {

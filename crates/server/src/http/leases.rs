@@ -1,32 +1,39 @@
-//! `/leases`: take, renew, give back, verify.
+//! `/leases`: take or wait, renew, give back, verify, watch.
 //!
 //! Taking and giving back are operations of the log. A renewal is not: it is confirmed by the leader
 //! (`keepalive`), so the rights of its caller are checked here, against what this node has applied.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use regent_raft::ReadError;
 use regent_state::record::{self, Role};
-use regent_state::{Operation, Outcome};
+use regent_state::{Operation, Outcome, Rejection};
 use regent_types::lease as api;
 use regent_types::{Code, LeaseName, Principal, Revision, Token};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::caller::{Reading, Snapshot, Writing};
-use super::openapi::{ReadProblems, WriteProblems};
+use super::openapi::{EventProblems, ReadProblems, WriteProblems};
 use super::paging::Page;
 use super::problem::{Failure, Result};
 use super::query::{Consistency, Name, NoQuery, Query, Read};
-use super::{reply, view};
+use super::{events, reply, view};
+use crate::ids;
 use crate::keepalive::KeepaliveError;
 use crate::service::ServiceError;
+use crate::waiting::{self, Waited};
 
 /// Longest description of a holder, in characters.
 const MAX_HOLDER_CHARS: usize = 200;
+/// Longest reason of an operator, in characters.
+const MAX_REASON_CHARS: usize = 200;
+/// Candidates of each lease that a list shows; its own GET shows all.
+const LISTED_CANDIDATES: usize = 10;
 
 /// Query of `GET /leases`.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -64,9 +71,13 @@ pub(super) async fn list(reading: Reading, Query(query): Query<ListLeases>) -> R
     let (records, total, next_cursor) = page.take(records, |lease| lease.name.to_string());
     let names: Vec<LeaseName> = records.iter().map(|lease| lease.name.clone()).collect();
     let remaining = remaining(&reading, &snapshot, &names).await;
+    let state = snapshot.state();
     let leases = records
         .into_iter()
-        .map(|lease| view::lease(lease, remaining.get(&lease.name).copied()))
+        .map(|lease| {
+            let queue = state.queue_of(&lease.name).take(LISTED_CANDIDATES);
+            view::lease(lease, remaining.get(&lease.name).copied(), queue)
+        })
         .collect();
     Ok(reply::json(
         StatusCode::OK,
@@ -99,7 +110,8 @@ pub(super) async fn get(
         )));
     }
     let remaining = remaining(&reading, &snapshot, std::slice::from_ref(&name)).await;
-    let body = view::lease(record, remaining.get(&name).copied());
+    let queue = snapshot.state().queue_of(&name);
+    let body = view::lease(record, remaining.get(&name).copied(), queue);
     Ok(reply::record(
         StatusCode::OK,
         snapshot.revision(),
@@ -108,10 +120,12 @@ pub(super) async fn get(
     ))
 }
 
-/// Takes a lease that is free. The TTL counts from when the request was sent.
+/// Takes a lease that is free, or waits for it in the queue. The TTL counts from when the request was sent, unless
+/// `waited` is true: then from the first renewal, which must come before anything is done, and within 2 s.
 #[utoipa::path(post, path = "/api/v1/leases/{name}/acquire", tag = "leases", request_body = api::AcquireLease,
     params(("name" = String, Path, description = "The lease; a `/` in it is written %2F"),
-        ("Idempotency-Key" = Option<String>, Header, description = "A repetition gives the same grant while it stands")),
+        ("Idempotency-Key" = Option<String>, Header,
+            description = "A repetition gives the same grant while it stands, and keeps the place in the queue")),
     responses((status = 200, description = "The grant", body = api::LeaseGrant), WriteProblems))]
 pub(super) async fn acquire(
     Name(name): Name<LeaseName>,
@@ -134,6 +148,16 @@ pub(super) async fn acquire(
             format!("must be from {} to {}", ttls.start(), ttls.end()),
         ));
     }
+    let wait_ms = body.wait_ms.unwrap_or(0);
+    if wait_ms > api::MAX_WAIT_MS {
+        return Err(Failure::field(
+            "waitMs",
+            format!("must be at most {}", api::MAX_WAIT_MS),
+        ));
+    }
+    if wait_ms > 0 {
+        return waited(&writing, name, body, Duration::from_millis(wait_ms)).await;
+    }
     let operation = Operation::AcquireLease {
         name: name.clone(),
         holder: body.holder,
@@ -148,19 +172,68 @@ pub(super) async fn acquire(
         // time begins anew with this very request.
         renewed(&writing, name, lease.token).await?;
     }
+    Ok(granted(lease, done.revision, false))
+}
+
+/// Takes it, or stands in the queue. The idempotency key names the candidacy: a repetition on any node finds its
+/// place, or the grant that it was given.
+async fn waited(
+    writing: &Writing,
+    name: LeaseName,
+    body: api::AcquireLease,
+    wait: Duration,
+) -> Result<Response> {
+    let wanted = waiting::Wanted {
+        candidate: ids::candidate_id(writing.idempotency.as_ref().map(|given| given.key)),
+        name,
+        holder: body.holder,
+        ttl_ms: body.ttl_ms,
+        token: writing.caller.token.clone(),
+    };
+    match waiting::acquire(&writing.service, wanted, wait).await? {
+        Waited::Granted {
+            lease,
+            revision,
+            waited,
+        } => Ok(granted(&lease, revision, waited)),
+        Waited::Held {
+            holder,
+            token,
+            revision,
+        } => Err(Failure::from(Rejection::LeaseHeld { holder, token }).at(revision)),
+        Waited::Refused(rejection, revision) => Err(Failure::from(rejection).at(revision)),
+        Waited::Full => Err(Failure::busy(
+            "too many wait for leases at this node; ask another",
+            1,
+        )),
+    }
+}
+
+fn granted(lease: &record::Lease, revision: Revision, waited: bool) -> Response {
     let grant = api::LeaseGrant {
         name: lease.name.clone(),
         holder: lease.holder.clone(),
         token: lease.token,
         ttl_ms: lease.ttl_ms,
-        waited: false,
+        waited,
     };
-    Ok(reply::record(
-        StatusCode::OK,
-        done.revision,
-        Revision(lease.token.0),
-        &grant,
-    ))
+    reply::record(StatusCode::OK, revision, Revision(lease.token.0), &grant)
+}
+
+/// Streams what happens to a lease: first what it is (`lease.state`, its record null when it is free), then each
+/// grant, end and candidate. Whoever may acquire it may watch it.
+#[utoipa::path(get, path = "/api/v1/leases/{name}/watch", tag = "leases",
+    params(("name" = String, Path, description = "The lease; a `/` in it is written %2F"), Read,
+        ("Last-Event-ID" = Option<String>, Header, description = "Go on after this event, without `lease.state`")),
+    responses((status = 200, description = "A stream of events; each `data` is an Event",
+        body = regent_types::event::Event, content_type = "text/event-stream"), EventProblems))]
+pub(super) async fn watch(
+    reading: Reading,
+    Name(name): Name<LeaseName>,
+    headers: HeaderMap,
+    Query(read): Query<Read>,
+) -> Result<Response> {
+    events::of_lease(reading, name, &headers, read).await
 }
 
 /// Renews a lease: its TTL begins anew, counted from when the request was sent.
@@ -247,16 +320,31 @@ pub(super) async fn verify(
     }
 }
 
-/// Takes a lease from its holder.
+/// Query of `DELETE /leases/{name}`.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ForceRelease {
+    /// Why, for the event: up to 200 characters.
+    reason: Option<String>,
+}
+
+/// Takes a lease from its holder. Who did it and why stand in the event `lease.force_released`.
 #[utoipa::path(delete, path = "/api/v1/leases/{name}", tag = "leases",
-    params(("name" = String, Path, description = "The lease; a `/` in it is written %2F")),
+    params(("name" = String, Path, description = "The lease; a `/` in it is written %2F"), ForceRelease),
     responses((status = 200, description = "The lease as it was", body = api::Lease), WriteProblems))]
 pub(super) async fn force_release(
     Name(name): Name<LeaseName>,
-    Query(NoQuery {}): Query<NoQuery>,
+    Query(ForceRelease { reason }): Query<ForceRelease>,
     writing: Writing,
 ) -> Result<Response> {
-    let reason = format!("taken by {}", writing.caller.principal);
+    let reason = reason.unwrap_or_default();
+    if reason.chars().count() > MAX_REASON_CHARS || reason.chars().any(char::is_control) {
+        return Err(Failure::field(
+            "reason",
+            format!("must have at most {MAX_REASON_CHARS} characters and no control characters"),
+        ));
+    }
     let done = writing
         .propose(Operation::ForceReleaseLease { name, reason })
         .await?;
@@ -266,7 +354,7 @@ pub(super) async fn force_release(
     Ok(reply::json(
         StatusCode::OK,
         done.revision,
-        &view::lease(lease, None),
+        &view::lease(lease, None, []),
     ))
 }
 

@@ -31,6 +31,7 @@ use super::{
         agents::drain, agents::token, agents::command, connect,
         commands::list, commands::get, commands::cancel, commands::retry,
         leases::list, leases::get, leases::acquire, leases::renew, leases::release, leases::verify,
+        leases::watch,
         leases::force_release,
         templates::list, templates::create, templates::get, templates::put, templates::delete,
         users::list, users::create, users::delete, users::set_password, users::set_quota,

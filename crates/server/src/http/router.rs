@@ -61,6 +61,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", "/api/v1/leases", get(leases::list)),
         ("get", "/api/v1/leases/{name}", get(leases::get)),
         ("delete", "/api/v1/leases/{name}", delete(leases::force_release)),
+        ("get", "/api/v1/leases/{name}/watch", get(leases::watch)),
         ("post", "/api/v1/leases/{name}/acquire", post(leases::acquire)),
         ("post", "/api/v1/leases/{name}/renew", post(leases::renew)),
         ("post", "/api/v1/leases/{name}/release", post(leases::release)),

@@ -2,6 +2,7 @@
 //! beside the record and is `None` where nobody was asked.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use regent_state::event::EventRecord;
 use regent_state::record;
@@ -10,10 +11,10 @@ use regent_types::agent::{Agent, AgentReplica, AgentStatus, Allocated, Capacity,
 use regent_types::auth::{ApiToken, Quota, Role, User};
 use regent_types::command::{Command, CommandStatus};
 use regent_types::duration::Span;
-use regent_types::lease::Lease;
+use regent_types::lease::{Lease, LeaseCandidate};
 use regent_types::session::{Resources, Session, SessionState, SessionStatus};
 use regent_types::template::{Manifest, Template};
-use regent_types::{Cpu, Memory, Time};
+use regent_types::{Cpu, LeaseName, Memory, Time};
 use serde_json::Value;
 
 /// A session; `last_activity` in Unix milliseconds.
@@ -168,7 +169,11 @@ pub(super) fn command_status(state: &record::CommandState) -> CommandStatus {
 }
 
 /// A lease; `remaining_ms` by the leader's clock.
-pub(super) fn lease(record: &record::Lease, remaining_ms: Option<u64>) -> Lease {
+pub(super) fn lease<'a>(
+    record: &record::Lease,
+    remaining_ms: Option<u64>,
+    queue: impl IntoIterator<Item = &'a Arc<record::Candidate>>,
+) -> Lease {
     Lease {
         name: record.name.clone(),
         holder: record.holder.clone(),
@@ -177,7 +182,19 @@ pub(super) fn lease(record: &record::Lease, remaining_ms: Option<u64>) -> Lease 
         ttl_ms: record.ttl_ms,
         remaining_ms,
         granted_at: Time(record.granted_at),
-        candidates: Vec::new(),
+        candidates: queue
+            .into_iter()
+            .map(|candidate| lease_candidate(candidate))
+            .collect(),
+    }
+}
+
+/// Somebody who waits for a lease.
+fn lease_candidate(record: &record::Candidate) -> LeaseCandidate {
+    LeaseCandidate {
+        holder: record.holder.clone(),
+        owner: record.owner.to_string(),
+        since: Time(record.since),
     }
 }
 
@@ -246,20 +263,38 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::Session(record) => value(&session(record, None)),
         EventRecord::Agent(record) => value(&agent(record, state, None)),
         EventRecord::Command(record) => value(&command(record)),
-        EventRecord::Lease(record) => value(&lease(record, None)),
+        // The same on every node: who waits is told by events of its own.
+        EventRecord::Lease(record) => value(&lease(record, None, [])),
+        EventRecord::Candidate(record) => value(&lease_candidate(record)),
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => value(&token(record, state)),
     };
     regent_types::event::Event {
-        by: event.by.clone(),
-        reason: None,
+        by: event.who().to_owned(),
+        reason: event.why().map(str::to_owned),
         id: id.to_string(),
         revision: id.0,
         time: Time(event.at),
         kind: event.name(),
         subject: event.subject().to_owned(),
         record,
+    }
+}
+
+/// What a lease is, as the first event of a stream about it.
+pub(super) fn lease_state(id: EventId, name: &LeaseName, state: &State) -> regent_types::event::Event {
+    regent_types::event::Event {
+        by: "system".to_owned(),
+        reason: None,
+        id: id.to_string(),
+        revision: id.0,
+        time: Time(state.now()),
+        kind: "lease.state".to_owned(),
+        subject: name.to_string(),
+        record: state.lease(name).map_or(Value::Null, |record| {
+            value(&lease(record, None, state.queue_of(name)))
+        }),
     }
 }
 
@@ -272,7 +307,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 26] = [
+const KINDS: [EventKind; 28] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -299,6 +334,8 @@ const KINDS: [EventKind; 26] = [
     EventKind::UserDeleted,
     EventKind::TokenCreated,
     EventKind::TokenDeleted,
+    EventKind::LeaseQueued,
+    EventKind::LeaseLeft,
 ];
 
 /// Every text that an event's kind can have.

@@ -5,7 +5,7 @@
 
 use regent_state::operation::{ReportSession, Reported, ReportedSession};
 use regent_state::{Operation, Outcome, Rejection, State};
-use regent_types::frame::{AgentFrame, FailedFrame, Heartbeat, LeaseTokenFrame, RunningSession, StatusFrame};
+use regent_types::frame::{AgentFrame, FailedFrame, Heartbeat, RunningSession, StatusFrame};
 use regent_types::session::SessionState;
 use regent_types::{CommandId, Epoch, Time, Token};
 use serde_json::Value;
@@ -65,10 +65,8 @@ impl Connection {
             AgentFrame::Failed(failed) => self.on_failed(failed, protocol, epoch, state),
             AgentFrame::Status(status) => self.on_status(status, epoch),
             AgentFrame::LeaseKeepalive(keepalive) => self.on_keepalive(keepalive, token, wall, state),
-            AgentFrame::LeaseRelease(LeaseTokenFrame { name, token }) => {
-                self.effects.push(Effect::Release { name, token });
-            }
-            AgentFrame::LeaseCampaign(campaign) => self.on_campaign(campaign, wall),
+            AgentFrame::LeaseRelease(release) => self.on_release(release),
+            AgentFrame::LeaseCampaign(campaign) => self.on_campaign(campaign, epoch, now, wall),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use regent_state::operation::{CreateCommand, InitCluster, RegisterAgent};
-use regent_state::record::Capacity;
+use regent_state::operation::{Campaign, CreateCommand, InitCluster, RegisterAgent};
+use regent_state::record::{Capacity, WaitsAt};
 use regent_state::{Caller, Leadership, Meta, Request};
 use regent_types::frame::{CLOSE_SUPERSEDED, ServerFrame};
 use regent_types::{ClusterId, Revision, UserName};
@@ -12,11 +12,14 @@ use regent_state::{Outcome, Rejection};
 use regent_types::frame::CommandFrame;
 use serde_json::Value;
 
+mod replicas;
+
 use super::*;
 use crate::keepalive::KeepaliveError;
 use crate::service::ServiceError;
 
 const NODE: NodeId = NodeId(1);
+const LEADERSHIP: Leadership = Leadership { term: 1, node: NODE };
 const HEARTBEAT: u64 = 1_000;
 const STALE: u64 = 4_000;
 const HELLO: &str = r#"{"type":"hello","payload":{"protocol":3,"runtimeId":"r","sessions":[]}}"#;
@@ -29,6 +32,7 @@ struct World {
     renewals: Vec<(LeaseName, Token, Option<u64>)>,
     closed: Option<(u16, String)>,
     pings: u32,
+    taken: Vec<LeaseName>,
 }
 
 impl World {
@@ -41,6 +45,7 @@ impl World {
             renewals: vec![],
             closed: None,
             pings: 0,
+            taken: vec![],
         };
         let admin = UserName::new("admin").unwrap();
         let token = Some((TokenId::new("t").unwrap(), [1; 32]));
@@ -73,7 +78,7 @@ impl World {
         let revision = Revision(self.state.revision().0 + 1);
         let meta = Meta {
             revision,
-            leadership: Leadership { term: 1, node: NODE },
+            leadership: LEADERSHIP,
             at: self.now,
         };
         self.state.apply(
@@ -95,9 +100,13 @@ impl World {
     }
 
     fn connection(&self) -> Connection {
+        self.connection_of("")
+    }
+
+    fn connection_of(&self, replica: &str) -> Connection {
         let identity = Identity {
             agent: agent(),
-            replica: ReplicaName::new("").unwrap(),
+            replica: ReplicaName::new(replica).unwrap(),
             token: TokenId::new("t").unwrap(),
             node: NODE,
             heartbeat_ms: HEARTBEAT,
@@ -107,7 +116,8 @@ impl World {
     }
 
     fn join(&mut self, join: Join) -> Joined {
-        let operation = Operation::AgentConnected(regent_state::operation::AgentConnected {
+        let holds = join.holds;
+        let connected = regent_state::operation::AgentConnected {
             agent: agent(),
             replica: join.replica,
             node: NODE,
@@ -117,7 +127,12 @@ impl World {
             runtime_id: join.runtime_id,
             sessions: join.sessions,
             command_seed: CommandId::new(format!("seed-{}", self.state.revision())).unwrap(),
-        });
+        };
+        let operation = if connected.replica.as_str().is_empty() {
+            Operation::AgentConnected(connected)
+        } else {
+            Operation::ReplicaConnected { connected, holds }
+        };
         match self.own(operation) {
             Ok(Outcome::Connected { epoch, token }) => Joined::Yes { epoch, token },
             Ok(other) => panic!("{other:?}"),
@@ -162,16 +177,39 @@ impl World {
                             (&self.state, self.now, Time(self.now)),
                         );
                     }
-                    Effect::Acquire { name, ttl_ms } => {
-                        let decided = Ok(self.admin(Operation::AcquireLease {
+                    Effect::Campaign {
+                        name,
+                        candidate,
+                        ttl_ms,
+                        resume,
+                        epoch,
+                    } => {
+                        let replica = connection.replica().clone();
+                        let campaign = Operation::Campaign(Campaign {
                             name: name.clone(),
+                            candidate,
                             holder: "h".into(),
                             ttl_ms,
-                        }));
-                        connection.granted(name, decided, Time(self.now));
+                            at: WaitsAt { node: NODE, start: 1 },
+                            connection: epoch.map(|epoch| (replica, epoch)),
+                            resume,
+                        });
+                        let applied = match epoch {
+                            Some(_) => self.own(campaign),
+                            None => self.admin(campaign),
+                        };
+                        let decided = Ok((self.state.revision(), applied));
+                        connection.campaigned(name, decided, self.now, Time(self.now));
                     }
-                    Effect::Release { name, token } => {
-                        self.admin(Operation::ReleaseLease { name, token }).unwrap();
+                    Effect::Taken(name) => self.taken.push(name),
+                    Effect::Release { name, token, own } => {
+                        let release = Operation::ReleaseLease { name, token };
+                        let released = if own {
+                            self.own(release)
+                        } else {
+                            self.admin(release)
+                        };
+                        released.unwrap();
                     }
                     Effect::Renew { name, token, seq } => self.renewals.push((name, token, seq)),
                     Effect::Send(text) => self.sent.push_back(text),
