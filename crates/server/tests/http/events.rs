@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::support::{PATIENCE, TestNode};
 
 /// A watcher that reads until it has as many events as wanted.
-struct Watch {
+pub(crate) struct Watch {
     stream: futures::stream::BoxStream<'static, reqwest::Result<Vec<u8>>>,
     text: String,
 }
 
 impl Watch {
-    async fn open(request: reqwest::RequestBuilder) -> Self {
+    pub(crate) async fn open(request: reqwest::RequestBuilder) -> Self {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert!(
@@ -33,7 +33,7 @@ impl Watch {
     }
 
     /// The next event's id and data.
-    async fn next(&mut self) -> (String, Value) {
+    pub(crate) async fn next(&mut self) -> (String, Value) {
         let reading = async {
             loop {
                 while let Some((frame, rest)) = self.text.split_once("\n\n") {
