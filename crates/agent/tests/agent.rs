@@ -372,8 +372,9 @@ fn start_replica(servers: &[&str]) -> Agent {
 async fn a_replica_touches_nothing_of_the_leader_until_it_takes_over_and_then_in_order() {
     let mut node = Gateway::start().await;
     let (data, runtime) = (tempfile::tempdir().unwrap(), FakeRuntime::new());
-    // The leader of the same data folder is doing this.
+    // The leader of the same data folder is doing this: its session is there, its outcome not yet.
     let key = cut_off_start(&data);
+    runtime.put("a", ObservedState::Running);
     let agent = start_with(replica_options(&[&node.url], &data), data, runtime.clone());
     let (fence, journal) = (
         Fence::open(agent.data.path()).unwrap(),
@@ -383,8 +384,8 @@ async fn a_replica_touches_nothing_of_the_leader_until_it_takes_over_and_then_in
 
     let (mut link, hello) = node.campaigning().await;
     assert_eq!(link.query, "agent_id=dev&replica=r1");
-    assert!(hello.leases.is_empty() && hello.sessions.is_empty());
-    runtime.put("a", ObservedState::Running);
+    assert_eq!((hello.leases.len(), hello.sessions.len()), (0, 1));
+    runtime.put("c", ObservedState::Running);
     link.command("early", "start_session", "b", 9);
     let seq = link.promote(9).await;
     assert_eq!(
@@ -399,7 +400,7 @@ async fn a_replica_touches_nothing_of_the_leader_until_it_takes_over_and_then_in
         Token(9),
         "the fence is raised before hello offers the token"
     );
-    assert_eq!((hello.leases[0].token, hello.sessions.len()), (Token(9), 1));
+    assert_eq!((hello.leases[0].token, hello.sessions.len()), (Token(9), 2));
     assert!(outcome().is_some(), "what the former leader has done is recorded");
     link.welcome(0, Some(9));
     link.command("one", "start_session", "a", 9);

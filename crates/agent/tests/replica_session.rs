@@ -628,6 +628,20 @@ fn a_replica_that_was_frozen_begins_and_tells_nothing_until_its_token_is_confirm
         "no late answer brings it back"
     );
     assert!(!replica.0.leads());
+    // `promote` fails on anything else that is said: what is owed to the old leadership and exits of that time
+    // are not the new one's to tell.
+    replica.promote(woken, 12);
+}
+
+/// The numbers of keepalives begin anew with each token.
+#[test]
+fn a_renewal_of_the_token_before_gives_no_right_under_the_new_one() {
+    let mut replica = Replica::standing_by();
+    replica.told(0, granted(9));
+    replica.told(0, lost());
+    assert_eq!(replica.told(0, granted(12)), ["keepalive 12 #1"]);
+    assert!(replica.told(0, renewed(9, 1)).is_empty());
+    assert_eq!(replica.told(0, renewed(12, 1)), ["take over 12"]);
 }
 
 #[test]
