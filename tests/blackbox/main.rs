@@ -15,6 +15,7 @@ mod data_folder;
 mod events;
 mod harness;
 mod idempotency;
+mod lease_hold;
 mod leases;
 mod liveness;
 mod node_loss;

@@ -1,4 +1,5 @@
-//! Programs that other commands start: the shim of a session, the demo's server, the keeper of `dev`.
+//! Programs that other commands start: the shim of a session, the demo's server, the keeper of `dev`, the
+//! watchdog of `lease hold`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,6 +7,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use regent_agent::lifeline::{Lifeline, ProcessId};
 use regent_agent::runtime::process::{demo, shim};
+
+use crate::hold::{terminal, watchdog};
 
 /// See the variants.
 #[derive(Debug, Subcommand)]
@@ -24,6 +27,14 @@ pub(crate) enum Command {
         #[arg(long)]
         lifeline: ProcessId,
     },
+    /// The parent of the program of `regent lease hold`: ends it before the guard of the lease is over.
+    Watchdog(watchdog::WatchdogArgs),
+    /// Gives the place before the terminal from this process's group to another.
+    Terminal {
+        /// The number of that group.
+        #[arg(long)]
+        group: i32,
+    },
 }
 
 /// Runs it.
@@ -39,5 +50,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+        Command::Watchdog(args) => watchdog::main(&args),
+        Command::Terminal { group } => terminal::give_back(group),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A command either runs something ([`server`], [`agent`], [`dev`]) or asks a cluster through
 //! `regent-client` and prints what it says ([`noun`]). It exits 0 on success, 1 on a refused or
-//! failed request (the problem on stderr), 2 on wrong usage.
+//! failed request (the problem on stderr), 2 on wrong usage; `lease hold` exits as its program does ([`hold`]).
 
 mod agent;
 mod args;
@@ -60,7 +60,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             threads()?.block_on(agent::run(config::load(config, *flags)?))
         }
         // It has exit codes of its own.
-        Command::Lease(noun::lease::Command::Hold(hold)) => hold::run(hold, &args.global),
+        Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.
         Command::Dev(flags) => one_thread()?.block_on(dev::run(flags)),
         command => {

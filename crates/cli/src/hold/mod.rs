@@ -1,19 +1,51 @@
 //! `regent lease hold`: a program that runs only while a lease is held.
+//!
+//! - `holder` is `hold` itself: campaigns, keeps the lease, tells the watchdog until when its guard lasts.
+//! - `watchdog` is a process of its own and the parent of the program: it ends the program in time, also when
+//!   `hold` was killed or is frozen. `plan` says when: pure. `wire` is what the two tell each other.
+//! - `group` is the program's process group, `terminal` its place before the terminal.
+//!
+//! Invariant: the program's process group has ended before the guard of the lease is over, whatever happens to
+//! `hold`, to the watchdog, or to any one node of the cluster. What leaves the group (`setsid`), what the program
+//! asked others to do, and a watchdog and a `hold` that are frozen together are not covered: that is what
+//! the token is for (docs/elections.md).
+
+mod group;
+mod holder;
+mod plan;
+pub(crate) mod terminal;
+pub(crate) mod watchdog;
+mod wire;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
+use regent_client::LeaderElector;
 use regent_types::LeaseName;
 use regent_types::duration::Span;
 
 use crate::args::Global;
+use crate::{noun, output};
+
+/// The lease was lost, and the program was ended for it.
+const LOST: u8 = 124;
+/// The lease was not acquired in time, or something of `hold` itself failed.
+const FAILED: u8 = 125;
+/// The program was found and cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// The program was not found.
+const NOT_FOUND: u8 = 127;
+/// A process that a signal has ended: this and its number.
+const SIGNALLED: i32 = 128;
 
 /// Flags of `regent lease hold`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HoldArgs {
     /// The name of the lease.
     name: LeaseName,
-    /// How long the lease lasts without a renewal.
+    /// How long the lease lasts without a renewal. Below 3 s, the loss of a node may end the program.
     #[arg(long, default_value = "5s")]
     ttl: Span,
     /// How long to wait for the lease; for ever without this.
@@ -22,12 +54,44 @@ pub(crate) struct HoldArgs {
     /// Who holds it, for people; by default HOSTNAME/PID.
     #[arg(long)]
     holder: Option<String>,
-    /// The program and its arguments.
+    /// The program and its arguments. It finds `REGENT_LEASE_NAME` and `REGENT_LEASE_TOKEN` in its environment.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
-/// Runs it.
-pub(crate) fn run(_args: HoldArgs, _global: &Global) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not yet")
+/// Runs it; what fails here is not the program's code.
+pub(crate) fn run(args: HoldArgs, global: &Global) -> ExitCode {
+    let code = crate::one_thread()
+        .context("cannot start")
+        .and_then(|runtime| runtime.block_on(hold(args, global)));
+    ExitCode::from(code.unwrap_or_else(|error| {
+        output::error(&error);
+        FAILED
+    }))
+}
+
+async fn hold(args: HoldArgs, global: &Global) -> anyhow::Result<u8> {
+    let mut signals = holder::Signals::new().context("cannot take signals")?;
+    let holder = args.holder.unwrap_or_else(default_holder);
+    let ttl = Duration::from_millis(args.ttl.millis());
+    let mut elector = LeaderElector::new(noun::client(global)?, args.name, holder).ttl(ttl);
+    if let Some(wait) = args.wait {
+        elector = elector.wait(wait.duration());
+    }
+    let leadership = tokio::select! {
+        campaigned = elector.campaign() => campaigned?,
+        // The campaign ends with its connection.
+        signal = signals.next() => return Ok(u8::try_from(SIGNALLED + signal).unwrap_or(FAILED)),
+    };
+    let (code, leadership) = holder::run(leadership, ttl, &args.program, &mut signals).await;
+    // After the end of the program. On an error the lease ends by its TTL.
+    if let Err(error) = leadership.resign().await {
+        output::error(&anyhow::Error::new(error).context("the lease was not given back"));
+    }
+    code
+}
+
+fn default_holder() -> String {
+    let name = rustix::system::uname();
+    format!("{}/{}", name.nodename().to_string_lossy(), std::process::id())
 }

@@ -25,9 +25,7 @@ use crate::output;
 /// Runs one command that asks a cluster.
 pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
     let format = global.output;
-    let token = std::env::var("REGENT_TOKEN").ok().filter(|t| !t.is_empty());
-    let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
-    let client = || Client::new(servers, token);
+    let client = || client(global);
     match command {
         Command::Session(command) => session::run(&client()?, command, format).await,
         Command::Agent(command) => agent::run(&client()?, command, format).await,
@@ -44,6 +42,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()>
             unreachable!("these do not ask a cluster and are taken before")
         }
     }
+}
+
+/// A client of the cluster that the flags name, as whoever the environment's token is.
+pub(crate) fn client(global: &Global) -> Result<Client, regent_client::Error> {
+    let token = std::env::var("REGENT_TOKEN").ok().filter(|t| !t.is_empty());
+    let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
+    Client::new(servers, token)
 }
 
 /// Reads a JSON document from a file, or from standard input for `-`.
