@@ -9,7 +9,8 @@
 //!   same token, a token that was lost never;
 //! - a connection is only ever offered a token for which the takeover is complete. One that was granted and not
 //!   taken over when the connection broke is resumed by a campaign instead, and taken over anew;
-//! - a token older than the highest seen is given back: the node that granted it lags behind.
+//! - a token older than the highest seen is given back: the node that granted it lags behind. The highest itself,
+//!   if this process does not hold it, is an earlier process's, and nothing is done under it either.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -230,6 +231,11 @@ impl Leadership {
                 tracing::debug!(token = %grant.token, "ignored a grant that is older than the one held");
             }
             Some(_) | None if self.retired => self.give_back(grant.token),
+            // Not given back: that process may be frozen, with a guard that is valid still.
+            None if grant.token == highest => {
+                let pause = self.campaign_after_a_pause(now);
+                tracing::warn!(token = %grant.token, pause, "an earlier process of this replica leads under this token; its lease must end first");
+            }
             Some(_) | None if grant.token < highest => {
                 tracing::warn!(token = %grant.token, %highest, "gave back a grant that is older than a leadership seen here: the node lags behind");
                 self.give_back(grant.token);

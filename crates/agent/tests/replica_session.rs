@@ -386,6 +386,18 @@ fn a_grant_older_than_a_leadership_seen_here_is_given_back() {
     assert_eq!(replica.told(again, granted(21)), ["keepalive 21 #1"]);
 }
 
+/// A replica that is started anew while its former self is frozen: both would act under one token, and no fence
+/// would tell them apart.
+#[test]
+fn the_token_of_an_earlier_process_is_neither_taken_nor_given_back() {
+    let mut replica = Replica::knowing(20);
+    replica.connect(0, None);
+    assert!(replica.told(0, granted(20)).is_empty());
+    let again = replica.0.next_tick().unwrap();
+    assert_eq!(replica.tick(again), ["campaign"]);
+    replica.promote(again, 21);
+}
+
 #[test]
 fn a_promotion_that_is_lost_before_the_second_welcome_leads_to_nothing() {
     // While the shell takes over.
