@@ -7,15 +7,17 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use regent_client::Client;
 use regent_client::clock::boot_ms;
 use regent_client::guard::hold_ms;
 use regent_types::LeaseName;
 use rustix::process::Signal;
 
-use crate::harness::{Dev, REGENT, eventually, lacks, send};
+use crate::harness::{Dev, PATIENCE, REGENT, eventually, lacks, send};
 use crate::process::{Frozen, Process, naming};
 
 /// The TTL without `--ttl`.
@@ -29,6 +31,12 @@ const STUBBORN: &str = r#"
     wait
 "#;
 
+/// Writes the time until it is told to end ([`Hold::tell`]), and then once more.
+const UNTIL_TOLD: &str = r#"
+    now() { read up rest < /proc/uptime; echo "$up" >> "$OUT"; }
+    while [ ! -e "$OUT.go" ]; do now; sleep 0.02; done; now
+"#;
+
 /// One `regent lease hold`.
 struct Hold {
     process: Child,
@@ -37,8 +45,13 @@ struct Hold {
 
 impl Dev {
     fn hold(&self, name: &str, flags: &[&str], program: &[&str]) -> Hold {
-        let out = self.path().join(format!("hold-{}", rand_name()));
-        let urls: Vec<&str> = self.file.nodes.iter().map(|n| n.http.as_str()).collect();
+        self.hold_at(&[0, 1, 2], name, flags, program)
+    }
+
+    /// One that knows only these nodes.
+    fn hold_at(&self, nodes: &[usize], name: &str, flags: &[&str], program: &[&str]) -> Hold {
+        let out = self.path().join(format!("hold-{}", next_number()));
+        let urls: Vec<&str> = nodes.iter().map(|n| self.file.nodes[*n].http.as_str()).collect();
         let process = Command::new(REGENT)
             .args(["lease", "hold", name])
             .args(flags)
@@ -56,11 +69,10 @@ impl Dev {
     }
 }
 
-/// Names of files, different for each `hold` of this process.
-fn rand_name() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
+/// Another for each `hold` of this process.
+fn next_number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Hold {
@@ -106,12 +118,19 @@ impl Hold {
             .unwrap_or_else(|| panic!("{status}: {}", self.errors()))
     }
 
+    /// Tells [`UNTIL_TOLD`] to end.
+    fn tell(&self) {
+        std::fs::write(format!("{}.go", self.out.display()), "").unwrap();
+    }
+
     /// The last time that the program has written, in milliseconds.
     fn last_write(&self) -> u64 {
-        let output = self.output();
-        let last = output.lines().rfind(|line| line.contains('.')).expect("it wrote");
-        let (seconds, hundredths) = last.split_once('.').unwrap();
-        seconds.parse::<u64>().unwrap() * 1_000 + hundredths.parse::<u64>().unwrap() * 10
+        in_ms(self.output().lines().next_back().expect("it wrote"))
+    }
+
+    /// The first time that it has.
+    fn first_write(&self) -> u64 {
+        in_ms(self.output().lines().next().expect("it wrote"))
     }
 
     /// `hold`'s own descendants and the watchdog's: all that have its file in their environment, but `hold`.
@@ -124,11 +143,29 @@ impl Hold {
     }
 }
 
+/// Seconds with hundredths, as in `/proc/uptime`.
+fn in_ms(text: &str) -> u64 {
+    let (seconds, hundredths) = text.split_once('.').unwrap();
+    seconds.parse::<u64>().unwrap() * 1_000 + hundredths.parse::<u64>().unwrap() * 10
+}
+
+/// Waits until this many wait for the lease `l`.
+async fn candidates(dev: &Dev, count: usize) {
+    let client = dev.client();
+    eventually(&format!("{count} candidates"), || async {
+        let held = client.lease(&lease("l")).await.ok()?;
+        (held.candidates.len() == count).then_some(())
+    })
+    .await;
+}
+
 async fn for_the_end(process: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = process.try_wait().unwrap() {
             return status;
         }
+        assert!(Instant::now() < deadline, "it did not end");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -264,53 +301,156 @@ async fn who_cannot_have_it_in_time_runs_nothing() {
 async fn the_second_waits_and_runs_after_the_first() {
     let dev = Dev::start();
     let client = dev.client();
-    let script = r#"read up rest < /proc/uptime; echo "$REGENT_LEASE_TOKEN $up" > "$OUT"
-        while [ ! -e "$OUT.go" ]; do sleep 0.02; done; read up rest < /proc/uptime; echo "$up" >> "$OUT""#;
-    let mut first = dev.hold("l", &[], &["sh", "-c", script]);
+    let mut first = dev.hold("l", &[], &["sh", "-c", UNTIL_TOLD]);
     first.writes().await;
-    let mut second = dev.hold("l", &[], &["sh", "-c", script]);
-    eventually("a candidate", || async {
-        let held = client.lease(&lease("l")).await.ok()?;
-        (held.candidates.len() == 1).then_some(())
-    })
-    .await;
-    assert!(!second.out.exists());
+    let token = client.lease(&lease("l")).await.unwrap().token;
+    let mut second = dev.hold("l", &[], &["sh", "-c", UNTIL_TOLD]);
+    candidates(&dev, 1).await;
     let (_, shown, _) = dev.cli(&["lease", "get", "l"]);
-    assert!(shown.contains("CANDIDATES"), "{shown}");
-    std::fs::write(format!("{}.go", first.out.display()), "").unwrap();
+    let shown: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let column = shown[0].iter().position(|word| *word == "CANDIDATES").unwrap();
+    assert_eq!(shown[1][column], "1", "{shown:?}");
+    assert!(!second.out.exists());
+    first.tell();
     assert_eq!(first.code().await, 0);
     second.writes().await;
-    std::fs::write(format!("{}.go", second.out.display()), "").unwrap();
+    assert!(
+        client.lease(&lease("l")).await.unwrap().token > token,
+        "tokens grow"
+    );
+    second.tell();
     assert_eq!(second.code().await, 0);
-    let of = |hold: &Hold| -> Vec<u64> {
-        hold.output()
-            .split_whitespace()
-            .map(|word| word.replace('.', "").parse().unwrap())
-            .collect()
-    };
-    let (first, second) = (of(&first), of(&second));
-    assert!(second[0] > first[0], "tokens grow: {first:?} {second:?}");
-    assert!(second[1] >= first[2], "one after the other: {first:?} {second:?}");
+    assert!(second.first_write() >= first.last_write(), "one after the other");
 }
 
 #[tokio::test]
 async fn a_hold_that_gives_up_waiting_leaves_the_queue() {
     let dev = Dev::start();
-    let client = dev.client();
-    let first = dev.hold("l", &[], &["sh", "-c", r#"echo > "$OUT"; sleep 600"#]);
+    let first = dev.hold("l", &[], &["sh", "-c", UNTIL_TOLD]);
     first.writes().await;
-    let candidates = |count: usize| {
-        let client = client.clone();
-        async move {
-            let held = client.lease(&lease("l")).await.ok()?;
-            (held.candidates.len() == count).then_some(())
-        }
-    };
     let mut second = dev.hold("l", &[], &["true"]);
-    eventually("a candidate", || candidates(1)).await;
+    candidates(&dev, 1).await;
     send(second.pid(), Signal::TERM);
     assert_eq!(second.code().await, 128 + 15);
-    eventually("an empty queue", || candidates(0)).await;
+    candidates(&dev, 0).await;
+}
+
+#[tokio::test]
+async fn the_queue_keeps_its_order_when_the_node_at_which_a_candidate_waits_dies() {
+    let mut dev = Dev::start();
+    let mut first = dev.hold("l", &[], &["sh", "-c", UNTIL_TOLD]);
+    first.writes().await;
+    // All ask the first node first, so the second candidate waits there. The third is told of the others only.
+    let mut second = dev.hold("l", &[], &["sh", "-c", UNTIL_TOLD]);
+    candidates(&dev, 1).await;
+    let mut third = dev.hold_at(&[1, 2], "l", &[], &["sh", "-c", UNTIL_TOLD]);
+    candidates(&dev, 2).await;
+    dev.kill_node(0);
+    // Longer than a place is kept for whom nobody speaks.
+    let end = boot_ms() + 6_000;
+    while boot_ms() < end {
+        first.goes_on().await;
+    }
+    candidates(&dev, 2).await;
+    for hold in [&mut first, &mut second, &mut third] {
+        hold.writes().await;
+        hold.tell();
+        assert_eq!(hold.code().await, 0, "{}", hold.errors());
+    }
+    assert!(first.last_write() <= second.first_write(), "one after the other");
+    assert!(
+        second.last_write() <= third.first_write(),
+        "first come, first served"
+    );
+    eprintln!(
+        "handed over: {} ms and {} ms between the last write of one and the first of the next",
+        second.first_write() - first.last_write(),
+        third.first_write() - second.last_write()
+    );
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_at_another_node_and_shows_every_holder() {
+    let mut dev = Dev::start();
+    let client = dev.client();
+    let mut states = client.watch_lease(&lease("l"));
+    let out = dev.path().join("watch");
+    let urls: Vec<&str> = dev.file.nodes.iter().map(|n| n.http.as_str()).collect();
+    let mut shown = Command::new(REGENT)
+        .args(["lease", "watch", "l"])
+        .env("REGENT_URL", urls.join(","))
+        .env("REGENT_TOKEN", &dev.file.admin_token)
+        .stdout(std::fs::File::create(&out).unwrap())
+        .spawn()
+        .unwrap();
+    let mut next = async || {
+        let state = tokio::time::timeout(PATIENCE, states.next()).await.unwrap();
+        state.unwrap().unwrap().leader.map(|leader| leader.holder)
+    };
+    assert_eq!(next().await, None);
+    eventually("the first line", || async {
+        std::fs::read_to_string(&out)
+            .unwrap()
+            .contains("free")
+            .then_some(())
+    })
+    .await;
+    let mut a = dev.hold("l", &["--holder", "a"], &["sh", "-c", UNTIL_TOLD]);
+    assert_eq!(next().await.as_deref(), Some("a"));
+    dev.kill_node(0);
+    let mut b = dev.hold("l", &["--holder", "b"], &["sh", "-c", UNTIL_TOLD]);
+    candidates(&dev, 1).await;
+    a.tell();
+    assert_eq!(a.code().await, 0);
+    assert_eq!(next().await, None);
+    assert_eq!(next().await.as_deref(), Some("b"));
+    b.tell();
+    assert_eq!(b.code().await, 0);
+    assert_eq!(next().await, None);
+    eventually("five lines", || async {
+        let text = std::fs::read_to_string(&out).unwrap();
+        (text.lines().count() == 5).then_some(())
+    })
+    .await;
+    shown.kill().unwrap();
+    shown.wait().unwrap();
+    let text = std::fs::read_to_string(&out).unwrap();
+    let words: Vec<&str> = text
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).unwrap())
+        .collect();
+    assert_eq!(words, ["free", "held", "free", "held", "free"], "{text}");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_acquired_by_hand_is_waited_for() {
+    let dev = Dev::start();
+    let (code, _, errors) = dev.cli(&["lease", "acquire", "l", "--holder", "a", "--ttl", "60s"]);
+    assert_eq!(code, 0, "{errors}");
+    let (code, _, errors) = dev.cli(&["lease", "acquire", "l", "--holder", "b", "--wait", "500ms"]);
+    assert!(code == 1 && errors.contains("lease_held"), "{errors}");
+    let mut waiting = dev.hold("l", &[], &["true"]);
+    candidates(&dev, 1).await;
+    let (code, _, errors) = dev.cli(&["lease", "force-release", "l", "--reason", "of a test"]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(waiting.code().await, 0);
+}
+
+#[tokio::test]
+async fn a_service_manager_that_signals_everybody_gets_the_code_of_the_program() {
+    let dev = Dev::start();
+    let polite = r#"trap 'sleep 0.2; exit 9' TERM; echo ready >> "$OUT"; while :; do sleep 0.02; done"#;
+    let mut hold = dev.hold("l", &[], &["sh", "-c", polite]);
+    hold.writes().await;
+    for process in hold.family() {
+        send(process.pid, Signal::TERM);
+    }
+    send(hold.pid(), Signal::TERM);
+    assert_eq!(hold.code().await, 9, "{}", hold.errors());
+    assert!(dev.client().lease(&lease("l")).await.is_err());
 }
 
 #[tokio::test]
