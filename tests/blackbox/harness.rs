@@ -165,6 +165,36 @@ impl Dev {
 
     /// Registers and starts one more agent; gives its index.
     pub(crate) async fn add_agent(&mut self, id: &str, flags: &[&str]) -> usize {
+        let command = self.agent_command(id, flags).await;
+        self.start_agent(id, command)
+    }
+
+    /// Registers an agent and starts its replicas, which share their data; gives their indexes.
+    pub(crate) async fn add_replicas(&mut self, id: &str, names: &[&str], flags: &[&str]) -> Vec<usize> {
+        let command = self.agent_command(id, flags).await;
+        let mut indexes = Vec::new();
+        for name in names {
+            let mut command = command.clone();
+            command.extend(["--replica".to_owned(), (*name).to_owned()]);
+            indexes.push(self.start_agent(id, command));
+        }
+        indexes
+    }
+
+    /// What an agent that was started by a test wrote, by its index.
+    pub(crate) fn agent_log(&self, agent: usize) -> String {
+        std::fs::read_to_string(self.path().join(format!("agent-{agent}.again.log"))).unwrap_or_default()
+    }
+
+    fn start_agent(&mut self, id: &str, command: Vec<String>) -> usize {
+        let index = self.file.agents.len();
+        let pid = self.spawn(&format!("agent-{index}"), &command);
+        let id = AgentId::new(id).unwrap();
+        self.file.agents.push(AgentEntry { id, pid, command });
+        index
+    }
+
+    async fn agent_command(&self, id: &str, flags: &[&str]) -> Vec<String> {
         let client = self.client();
         let id = AgentId::new(id).unwrap();
         let register = serde_json::json!({ "agentId": id, "platform": "process" });
@@ -192,10 +222,13 @@ impl Dev {
             command[at + 1] = value;
         }
         command.extend(flags.iter().map(ToString::to_string));
-        let index = self.file.agents.len();
-        let pid = self.spawn(&format!("agent-{index}"), &command);
-        self.file.agents.push(AgentEntry { id, pid, command });
-        index
+        command
+    }
+
+    /// Ends an agent with TERM, as `systemctl stop` does, and waits until it has.
+    pub(crate) fn stop_agent(&mut self, agent: usize) {
+        send(self.file.agents[agent].pid, Signal::TERM);
+        self.reap(&format!("agent-{agent}"));
     }
 
     /// Waits until an agent is online as all nodes see it.

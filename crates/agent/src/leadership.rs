@@ -18,7 +18,7 @@ use std::time::Duration;
 use regent_client::backoff::FullJitter;
 use regent_client::guard::Guard;
 use regent_types::frame::{
-    AgentFrame, LeaseCampaignFrame, LeaseConfirmedFrame, LeaseKeepaliveFrame, LeaseObservedFrame,
+    AgentFrame, HeldLease, LeaseCampaignFrame, LeaseConfirmedFrame, LeaseKeepaliveFrame, LeaseObservedFrame,
     LeaseReasonFrame, LeaseRefusedFrame, LeaseRenewedFrame, LeaseTokenFrame, ReleaseOnDisconnect,
 };
 use regent_types::{LeaseName, ReplicaName, Token};
@@ -144,9 +144,13 @@ impl Leadership {
     }
 
     /// What `hello` says that it holds.
-    pub(crate) fn offer(&self) -> Vec<LeaseTokenFrame> {
-        let token = self.taken();
-        token.map(|token| self.named(token)).into_iter().collect()
+    pub(crate) fn offer(&self) -> Vec<HeldLease> {
+        let held = self.taken().map(|token| HeldLease {
+            name: self.candidacy.lease.clone(),
+            token,
+            release_on_disconnect: self.candidacy.release_on_disconnect,
+        });
+        held.into_iter().collect()
     }
 
     /// The token that it took over under and has not lost.

@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 
 use regent_types::frame::{
-    Ack, AgentFrame, CommandFrame, Empty, Heartbeat, Hello, LeaseTokenFrame, PROTOCOL, ServerFrame, Welcome,
+    Ack, AgentFrame, CommandFrame, Empty, Heartbeat, HeldLease, Hello, PROTOCOL, ServerFrame, Welcome,
 };
 use regent_types::{SessionName, Token};
 
@@ -383,7 +383,7 @@ impl ControlSession {
         let sessions = self.present.listed(now, found, self.keeps_exits());
         let leadership = self.leadership.as_ref();
         let replica = leadership.map(|leadership| leadership.replica().clone());
-        let leases: Vec<LeaseTokenFrame> = leadership.map(Leadership::offer).unwrap_or_default();
+        let leases: Vec<HeldLease> = leadership.map(Leadership::offer).unwrap_or_default();
         self.send(AgentFrame::Hello(Hello {
             protocol: PROTOCOL,
             features: Vec::new(),

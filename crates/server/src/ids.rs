@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use regent_types::{
-    AgentId, CandidateId, CommandId, ReplicaName, SessionName, TemplateName, TokenId, UserName,
+    AgentId, CandidateId, CommandId, Epoch, ReplicaName, SessionName, TemplateName, TokenId, UserName,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -58,9 +58,9 @@ pub(crate) fn candidate_id(key: Option<[u8; 16]>) -> CandidateId {
     CandidateId::new(hex(&key.unwrap_or_else(random::<16>))).expect("hexadecimal digits are a word")
 }
 
-/// The id of the candidacies of one replica: the same over whatever connection and node.
-pub(crate) fn replica_candidate_id(agent: &AgentId, replica: &ReplicaName) -> CandidateId {
-    let hash = Sha256::digest(format!("{agent}/{replica}"));
+/// The id of the candidacies of one connection of an agent.
+pub(crate) fn connection_candidate_id(agent: &AgentId, replica: &ReplicaName, epoch: Epoch) -> CandidateId {
+    let hash = Sha256::digest(format!("{agent}/{replica}/{epoch}"));
     CandidateId::new(format!("ws-{}", hex(&hash[..16]))).expect("hexadecimal digits are a word")
 }
 

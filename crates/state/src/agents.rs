@@ -190,15 +190,6 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected, holds: Option<To
 /// once would be two leaders.
 fn one_kind(txn: &Txn<'_>, agent: &Agent, op: &AgentConnected) -> Result<(), Rejection> {
     let named = !op.replica.as_str().is_empty();
-    if !named
-        && let Some(lease) = txn.state().lease(&LeaseName::of_agent(&agent.id))
-        && let Keeping::Replica(replica) = &lease.kept
-    {
-        return Err(Rejection::WrongState(format!(
-            "replica {replica:?} led agent {} and may still act; its lease runs out within {} ms",
-            agent.id, lease.ttl_ms
-        )));
-    }
     let other = agent
         .connections
         .keys()
@@ -212,7 +203,15 @@ fn one_kind(txn: &Txn<'_>, agent: &Agent, op: &AgentConnected) -> Result<(), Rej
             "agent {} is connected as replica {replica:?}; give this process a replica name too",
             agent.id
         ))),
-        None => Ok(()),
+        None => match txn.state().lease(&LeaseName::of_agent(&agent.id)) {
+            Some(lease) if !named && let Keeping::Replica(replica) = &lease.kept => {
+                Err(Rejection::WrongState(format!(
+                    "replica {replica:?} led agent {} and may still act; its lease runs out within {} ms",
+                    agent.id, lease.ttl_ms
+                )))
+            }
+            Some(_) | None => Ok(()),
+        },
     }
 }
 

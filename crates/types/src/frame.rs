@@ -129,7 +129,7 @@ pub struct Hello {
     pub sessions: Vec<RunningSession>,
     /// All leases that it holds.
     #[serde(default)]
-    pub leases: Vec<LeaseTokenFrame>,
+    pub leases: Vec<HeldLease>,
 }
 
 /// One session that an agent runs.
@@ -303,13 +303,26 @@ pub struct LeaseKeepaliveFrame {
     pub seq: u64,
 }
 
-/// `lease_release`, and each lease in `hello`.
+/// `lease_release`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseTokenFrame {
     /// The lease.
     pub name: LeaseName,
     /// Its token.
     pub token: Token,
+}
+
+/// Each lease in `hello`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldLease {
+    /// The lease.
+    pub name: LeaseName,
+    /// Its token.
+    pub token: Token,
+    /// As in `lease_campaign`: it is the connection's, so each new one says it anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_on_disconnect: Option<ReleaseOnDisconnect>,
 }
 
 /// `lease_granted`.

@@ -20,8 +20,8 @@ pub mod template;
 pub mod time;
 
 pub use id::{
-    AgentId, CandidateId, ClusterId, CommandId, Epoch, IdError, LeaseName, NodeId, Principal, ReplicaName, Revision,
-    SessionName, TemplateName, Token, TokenId, UserName,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, IdError, LeaseName, NodeId, Principal, ReplicaName,
+    Revision, SessionName, TemplateName, Token, TokenId, UserName,
 };
 pub use problem::{Code, FieldError, Problem};
 pub use quantity::{Cpu, Memory};

@@ -169,6 +169,8 @@ pub(super) struct Connection {
     renewed_at: Option<u64>,
     /// Leases that it wants; its own one also while it holds it.
     campaigns: BTreeMap<LeaseName, leases::Campaign>,
+    /// How long its own lease may outlast a lost connection, in milliseconds, if it is to be given up early.
+    early_own_ms: Option<u64>,
     /// Other leases that it holds.
     held: BTreeMap<LeaseName, leases::Held>,
     malformed: u32,
@@ -193,6 +195,7 @@ impl Connection {
             renewing: false,
             renewed_at: None,
             campaigns: BTreeMap::new(),
+            early_own_ms: None,
             held: BTreeMap::new(),
             malformed: 0,
             effects: Vec::new(),
@@ -320,6 +323,9 @@ impl Connection {
         };
         let own = self.own_lease();
         let holds = hello.leases.iter().find(|lease| lease.name == own);
+        if let Some(holds) = holds {
+            self.early_own_ms = holds.release_on_disconnect.map(|early| early.grace_ms);
+        }
         self.effects.push(Effect::Join(Join {
             replica: self.identity.replica.clone(),
             protocol: PROTOCOL,

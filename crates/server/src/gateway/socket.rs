@@ -50,7 +50,6 @@ enum Done {
     Handed((CommandId, u32, u32, Epoch), Decided),
     Renewed(LeaseName, Token, Option<u64>, Result<u64, KeepaliveError>),
     Campaigned(LeaseName, Decided),
-    Released,
 }
 
 /// Runs a connection to its end, its disconnect included.
@@ -296,13 +295,12 @@ impl Shell {
                 } else {
                     by_token(&self.identity.token, operation)
                 };
-                let work = async move {
+                // Not with the connection's work, which ends with it: an agent releases and closes.
+                tokio::spawn(async move {
                     if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
                         tracing::debug!(error, "a lease was not released; it will run out");
                     }
-                    Done::Released
-                };
-                self.work.push(work.boxed());
+                });
             }
         }
         true
@@ -379,7 +377,6 @@ impl Shell {
             }
             Done::Renewed(name, token, seq, result) => self.core.renewed(&name, token, seq, result, wall),
             Done::Campaigned(name, decided) => self.core.campaigned(name, decided, now, wall),
-            Done::Released => {}
         }
     }
 

@@ -101,12 +101,16 @@ impl Connection {
             return self.refuse(name, code, why.to_owned(), wall);
         }
         self.held.remove(&name);
+        let early_ms = release_on_disconnect.map(|early| early.grace_ms);
+        if name == self.own_lease() {
+            self.early_own_ms = early_ms;
+        }
         self.campaigns.insert(
             name.clone(),
             Campaign {
                 ttl_ms,
                 resume,
-                early_ms: release_on_disconnect.map(|early| early.grace_ms),
+                early_ms,
                 asking: false,
                 decided_at: Revision(0),
                 again_at: Some(now),
@@ -118,7 +122,7 @@ impl Connection {
     }
 
     fn ask(&mut self, name: &LeaseName, epoch: Epoch) {
-        let candidate = self.candidate_id(name);
+        let candidate = self.candidate_id(name, epoch);
         let Some(campaign) = self.campaigns.get_mut(name) else {
             return;
         };
@@ -133,12 +137,13 @@ impl Connection {
         });
     }
 
-    /// The same over whatever connection and node, so that a replica keeps its place.
-    fn candidate_id(&self, name: &LeaseName) -> CandidateId {
-        let replica = &self.identity.replica;
-        match CandidateId::new(replica.as_str()) {
+    /// A replica keeps its place in the queue for its own lease over whatever connection. For others each
+    /// connection stands for itself: a process that was started anew must not be given what its former self
+    /// holds and may still act under.
+    fn candidate_id(&self, name: &LeaseName, epoch: Epoch) -> CandidateId {
+        match CandidateId::new(self.identity.replica.as_str()) {
             Ok(id) if *name == self.own_lease() => id,
-            _ => ids::replica_candidate_id(&self.identity.agent, replica),
+            _ => ids::connection_candidate_id(&self.identity.agent, &self.identity.replica, epoch),
         }
     }
 
@@ -184,7 +189,7 @@ impl Connection {
     pub(super) fn on_leases(&mut self, state: &State, epoch: Epoch, now: u64, wall: Time) {
         let names: Vec<LeaseName> = self.campaigns.keys().cloned().collect();
         for name in names {
-            let candidate = self.candidate_id(&name);
+            let candidate = self.candidate_id(&name, epoch);
             let campaign = &self.campaigns[&name];
             if campaign.asking || state.revision() < campaign.decided_at {
                 continue;
@@ -217,14 +222,21 @@ impl Connection {
         }
     }
 
+    /// Whether the lease was granted to this campaign. What the replica held before it campaigned is its former
+    /// self's: that may be another process, which still acts under it.
     fn is_mine(&self, lease: &Lease, candidate: &CandidateId) -> bool {
+        let campaign = &self.campaigns[&lease.name];
+        if campaign.told == Some(lease.token) {
+            return true;
+        }
         match &lease.kept {
-            Keeping::Replica(replica) => lease.name == self.own_lease() && *replica == self.identity.replica,
-            Keeping::Candidacy(id) => id == candidate,
-            Keeping::Holder | Keeping::Gateway(..) => {
-                let told = self.campaigns.get(&lease.name).and_then(|campaign| campaign.told);
-                told == Some(lease.token)
+            Keeping::Replica(replica) => {
+                lease.name == self.own_lease()
+                    && *replica == self.identity.replica
+                    && lease.token.0 > campaign.decided_at.0
             }
+            Keeping::Candidacy(id) => id == candidate,
+            Keeping::Holder | Keeping::Gateway(..) => false,
         }
     }
 
@@ -266,7 +278,7 @@ impl Connection {
     /// The agent joined and leads under this token, which it held before.
     pub(super) fn leads_under(&mut self, token: Token) {
         let name = self.own_lease();
-        let early_ms = self.campaigns.get(&name).and_then(|campaign| campaign.early_ms);
+        let early_ms = self.early_own_ms;
         self.campaigns.insert(
             name,
             Campaign {
