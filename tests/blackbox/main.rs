@@ -23,6 +23,7 @@ mod nothing_left;
 mod openapi;
 mod placement;
 mod process;
+mod replicas;
 mod smoke;
 mod steady;
 mod streamspace;
