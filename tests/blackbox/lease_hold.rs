@@ -259,8 +259,10 @@ async fn a_signal_that_the_program_handles_does_not_end_hold() {
 #[tokio::test]
 async fn nothing_outlives_the_program_in_its_group() {
     let dev = Dev::start();
-    // One that can be asked to end, one that cannot, and one that is stopped.
+    // One that can be asked to end, one that cannot, and one that is stopped. (A group that is left with somebody
+    // stopped gets SIGHUP from the kernel: that must not be what ends them.)
     let script = r#"
+        trap '' HUP
         sleep 600 &
         ( trap '' TERM; while :; do sleep 0.05; done ) &
         sleep 600 & kill -STOP $!
