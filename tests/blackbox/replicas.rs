@@ -20,7 +20,8 @@ const TTL: Duration = Duration::from_secs(4);
 
 /// A session that only the replicated agent takes.
 fn on_trio() -> CreateSession {
-    serde_json::from_value(json!({ "template": "sleep", "placement": { "labels": { "of": "trio" } } })).unwrap()
+    serde_json::from_value(json!({ "template": "sleep", "placement": { "labels": { "of": "trio" } } }))
+        .unwrap()
 }
 
 struct Trio {
@@ -120,10 +121,7 @@ async fn the_next_replica_adopts_what_a_killed_leader_ran() {
     assert_ne!(trio.leader(&after), leader);
     for (session, process) in sessions.iter().zip(processes) {
         let now = session_state(&client, &session.name, SessionState::Running).await;
-        assert_eq!(
-            (process_of(&now), now.generation),
-            (process, session.generation)
-        );
+        assert_eq!((process_of(&now), now.generation), (process, session.generation));
     }
     // It has them in hand, and takes new ones.
     client.stop_session(&sessions[0].name).await.unwrap();
@@ -174,7 +172,10 @@ async fn a_leader_that_is_stopped_hands_over_at_once() {
         let stopped = Instant::now();
         send(trio.dev.file.agents[leader].pid, Signal::TERM);
         let next = trio.led_after(agent.token).await;
-        eprintln!("stopped in good order: the next replica led after {:?}", stopped.elapsed());
+        eprintln!(
+            "stopped in good order: the next replica led after {:?}",
+            stopped.elapsed()
+        );
         assert!(
             stopped.elapsed() < TTL,
             "it waited for the lease to run out instead of being given it"
@@ -237,7 +238,12 @@ async fn replicas_and_a_process_without_a_replica_name_do_not_share_an_agent() {
     })
     .await;
     let agent = trio.settled(3).await;
-    assert!(agent.replicas.iter().all(|replica| !replica.name.as_str().is_empty()));
+    assert!(
+        agent
+            .replicas
+            .iter()
+            .all(|replica| !replica.name.as_str().is_empty())
+    );
 }
 
 #[tokio::test]
@@ -273,7 +279,10 @@ async fn a_lease_can_be_given_up_early_when_its_connection_is_lost() {
     let killed = Instant::now();
     trio.dev.kill_agent(leader);
     trio.led_after(before.token).await;
-    eprintln!("given up early: the next replica led after {:?}", killed.elapsed());
+    eprintln!(
+        "given up early: the next replica led after {:?}",
+        killed.elapsed()
+    );
     assert_eq!(
         trio.dev.client().agent(&trio.id).await.unwrap().status,
         AgentStatus::Online

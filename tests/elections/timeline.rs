@@ -1,0 +1,185 @@
+//! What the candidates recorded, and what must be true of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What was recorded of one token, by the candidate that held it. Milliseconds of the machine's boot clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tenure {
+    pub(crate) holder: String,
+    /// When the guard became valid, or lasted longer, and until when.
+    pub(crate) valid: Vec<(u64, u64)>,
+    /// When it gave the lease back.
+    pub(crate) ended: Option<u64>,
+}
+
+impl Tenure {
+    pub(crate) fn from(&self) -> u64 {
+        self.valid.first().map_or(u64::MAX, |(at, _)| *at)
+    }
+
+    /// The end of its last guard. One that was frozen may have believed until then, whatever it wrote when.
+    pub(crate) fn until(&self) -> u64 {
+        let until = self.valid.iter().map(|(_, until)| *until).max().unwrap_or(0);
+        self.ended.map_or(until, |ended| until.min(ended))
+    }
+
+    /// For how much of this time the guard was valid.
+    fn covered(&self, from: u64, to: u64) -> u64 {
+        let mut covered = 0;
+        let mut seen = from;
+        for (at, until) in &self.valid {
+            let until = self.ended.map_or(*until, |ended| ended.min(*until)).min(to);
+            let at = (*at).max(seen);
+            if until > at {
+                covered += until - at;
+                seen = until;
+            }
+        }
+        covered
+    }
+}
+
+/// All tenures of one lease, by token.
+#[derive(Debug, Default)]
+pub(crate) struct Timeline {
+    pub(crate) tenures: BTreeMap<u64, Tenure>,
+}
+
+impl Timeline {
+    /// Reads what the candidates have written so far; a line that is being written is left out.
+    pub(crate) fn read(records: &[(String, PathBuf)]) -> Self {
+        let mut timeline = Self::default();
+        for (holder, path) in records {
+            timeline.add(holder, path);
+        }
+        timeline
+    }
+
+    fn add(&mut self, holder: &str, path: &Path) {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        for line in text
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'))
+        {
+            let mut words = line.split(' ');
+            let what = words.next().unwrap_or_default();
+            let numbers: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
+            let tenure = self.tenures.entry(numbers[0]).or_default();
+            assert!(
+                tenure.holder.is_empty() || tenure.holder == holder,
+                "token {} is {}'s and {holder}'s",
+                numbers[0],
+                tenure.holder
+            );
+            holder.clone_into(&mut tenure.holder);
+            match what {
+                "valid" => tenure.valid.push((numbers[1], numbers[2])),
+                "end" => tenure.ended = Some(numbers[1]),
+                "over" => {}
+                other => panic!("unknown line {other:?} of {holder}"),
+            }
+        }
+        self.tenures.retain(|_, tenure| !tenure.valid.is_empty());
+    }
+
+    /// Who may act at this moment.
+    pub(crate) fn holder_at(&self, now: u64) -> Option<(u64, &Tenure)> {
+        self.tenures
+            .iter()
+            .find(|(_, tenure)| tenure.from() <= now && now < tenure.until())
+            .map(|(token, tenure)| (*token, tenure))
+    }
+
+    /// At no time may two act; and who acts later has the larger token.
+    pub(crate) fn check_exclusive(&self) -> Result<(), String> {
+        let mut before: Option<(u64, &Tenure)> = None;
+        for (token, tenure) in &self.tenures {
+            if let Some((earlier, prior)) = before
+                && tenure.from() < prior.until()
+            {
+                return Err(format!(
+                    "{} acts under token {token} from {}, while {} does under {earlier} until {}",
+                    tenure.holder,
+                    tenure.from(),
+                    prior.holder,
+                    prior.until()
+                ));
+            }
+            before = Some((*token, tenure));
+        }
+        Ok(())
+    }
+
+    /// The longest time between two renewals of one tenure.
+    pub(crate) fn longest_pause(&self) -> u64 {
+        let pauses = self.tenures.values().flat_map(|tenure| {
+            tenure
+                .valid
+                .windows(2)
+                .map(|pair| pair[1].0.saturating_sub(pair[0].0))
+        });
+        pauses.max().unwrap_or(0)
+    }
+
+    /// For how much of this time somebody could act.
+    pub(crate) fn covered(&self, from: u64, to: u64) -> u64 {
+        self.tenures.values().map(|tenure| tenure.covered(from, to)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(lines: &[(&str, &str)]) -> Timeline {
+        let folder = tempfile::tempdir().unwrap();
+        let mut records = Vec::new();
+        for (holder, text) in lines {
+            let path = folder.path().join(holder);
+            std::fs::write(&path, text).unwrap();
+            records.push(((*holder).to_owned(), path));
+        }
+        Timeline::read(&records)
+    }
+
+    /// The checker must be able to see what it is for.
+    #[test]
+    fn two_that_act_at_once_are_seen_and_one_after_the_other_are_not() {
+        let a = "valid 1 100 200\nvalid 1 150 250\n";
+        assert!(
+            timeline(&[("a", a), ("b", "valid 2 250 400\n")])
+                .check_exclusive()
+                .is_ok()
+        );
+        assert!(
+            timeline(&[("a", a), ("b", "valid 2 249 400\n")])
+                .check_exclusive()
+                .is_err()
+        );
+        // A larger token that acts before a smaller one is over is wrong in whatever order they come.
+        assert!(
+            timeline(&[("a", a), ("b", "valid 2 10 90\n")])
+                .check_exclusive()
+                .is_err()
+        );
+        let given_back = format!("{a}end 1 160\n");
+        assert!(
+            timeline(&[("a", &given_back), ("b", "valid 2 160 400\n")])
+                .check_exclusive()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn time_is_covered_once_and_gaps_are_not() {
+        let seen = timeline(&[(
+            "a",
+            "valid 1 100 200\nvalid 1 150 250\nvalid 1 300 350\nvalid 1 90",
+        )]);
+        assert_eq!(seen.covered(0, 1_000), 200);
+        assert_eq!(seen.covered(120, 320), 150);
+        assert_eq!(seen.holder_at(240).unwrap().0, 1);
+        assert!(seen.holder_at(350).is_none());
+    }
+}
