@@ -16,15 +16,15 @@ use crate::call::{ATTEMPT, Call, FIRST_WAIT, LONGEST_WAIT, new_key};
 use crate::{Client, Error, clock};
 
 /// The longest that one request waits at one node. Short, as a node that froze (its sockets stay open) is
-/// only left after it and [`ATTEMPT`]; not shorter, as each candidate asks this often.
+/// only left after it and [`LAST_ANSWER`]; not shorter, as each candidate asks this often.
 const SLICE: Duration = Duration::from_secs(5);
 /// A node that says "still held" long before the slice is over does not wait: it is asked again no faster
 /// than with the usual backoff. Having waited is half of a slice.
 const WAITED: u32 = 2;
 /// What is left of a wait counts as nothing below this part of a slice, as clocks round.
 const END_OF_SLICE: u32 = 20;
-/// How long after the end of the whole wait the last answer may come: the node says itself that the wait is
-/// over, and nobody needs to leave the queue by closing a connection.
+/// How long after the end of a slice its answer may come. A node knows without asking anybody that the time is
+/// over; one that does not say so is frozen, or looks for a leader as all others do.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// How long to stand in the queue.
@@ -149,9 +149,12 @@ impl<'a> Candidacy<'a> {
 
     /// How long one attempt may take that begins now.
     fn bound(&self, now: Instant, known_to_be_held: bool) -> Duration {
-        let whole = self.slice + ATTEMPT;
+        if self.slice.is_zero() {
+            return ATTEMPT;
+        }
+        let whole = self.slice + LAST_ANSWER;
         match self.until {
-            Some(until) if !self.slice.is_zero() => {
+            Some(until) => {
                 let left = until.saturating_duration_since(now);
                 let waits = if known_to_be_held {
                     left
@@ -160,7 +163,7 @@ impl<'a> Candidacy<'a> {
                 };
                 whole.min(waits + LAST_ANSWER)
             }
-            _ => whole,
+            None => whole,
         }
     }
 }

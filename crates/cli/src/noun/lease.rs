@@ -115,6 +115,10 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
                     },
                 )
                 .await?;
+            if grant.waited {
+                // Otherwise it would be taken back before anybody could have typed that.
+                client.renew_lease(&grant.name, grant.token).await?;
+            }
             output::record(
                 format,
                 &grant,
