@@ -18,6 +18,8 @@ mod ids;
 mod keepalive;
 mod leader;
 mod lease_clock;
+#[cfg(test)]
+mod lease_simulation;
 mod listener;
 mod options;
 mod peer;
