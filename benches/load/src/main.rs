@@ -4,6 +4,9 @@
 //!
 //! Closed loop: latencies under saturation are queueing, and a stall is one long sample per client.
 
+mod keepalive;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +39,21 @@ struct Args {
     /// A request that takes longer is given up, in milliseconds.
     #[arg(long, default_value_t = 5000)]
     timeout_ms: u64,
+    /// Keepalive: leases that are held.
+    #[arg(long, default_value_t = 10_000)]
+    leases: usize,
+    /// Keepalive: connections that they are held over.
+    #[arg(long, default_value_t = 64)]
+    sockets: usize,
+    /// Keepalive: the TTL, in milliseconds.
+    #[arg(long, default_value_t = 15_000)]
+    ttl_ms: u64,
+    /// Keepalive: how often each lease is renewed within its TTL.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
+    per_ttl: u64,
+    /// Keepalive: the folder of `regent dev --data`, to see what the nodes use.
+    #[arg(long)]
+    dev: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,6 +64,8 @@ enum Work {
     Read,
     /// Stale GET of one session.
     StaleRead,
+    /// Leases renewed over the agent WebSocket, at a steady pace.
+    Keepalive,
 }
 
 const TAG: &str = "bench";
@@ -54,6 +74,9 @@ const TAG: &str = "bench";
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let urls: Vec<String> = args.url.split(',').map(|u| u.trim().trim_end_matches('/').to_owned()).collect();
+    if args.work == Work::Keepalive {
+        return keepalive::run(&args, &urls).await;
+    }
     let names = Arc::new(sessions(&args, &urls).await?);
     let begin = Instant::now();
     let end = begin + Duration::from_secs(args.seconds);
@@ -77,6 +100,7 @@ async fn main() -> anyhow::Result<()> {
                     let request = match work {
                         Work::Write => http.patch(format!("{url}/api/v1/sessions/{name}")).json(&json!({ "tags": tags(n) })),
                         Work::Read => http.get(format!("{url}/api/v1/sessions/{name}")),
+                        Work::Keepalive => unreachable!("has a loop of its own"),
                         Work::StaleRead => http.get(format!("{url}/api/v1/sessions/{name}?consistency=stale")),
                     };
                     let answered = match request.bearer_auth(&token).send().await {
