@@ -10,10 +10,12 @@ mod candidate;
 #[path = "../blackbox/harness.rs"]
 #[allow(dead_code, unreachable_pub)] // the black-box tests use the rest
 mod harness;
+mod network;
+mod partition;
 mod timeline;
 
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use regent_client::clock::boot_ms;
@@ -26,13 +28,48 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 /// How long a round is left alone once somebody leads, in TTLs: long enough for several renewals.
 const UNDISTURBED_TTLS: u64 = 1;
 
-fn rounds() -> usize {
-    std::env::var("REGENT_ROUNDS").map_or(2, |rounds| rounds.parse().expect("REGENT_ROUNDS is a number"))
+/// How often each fault of this file happens, when nothing else is said.
+const ROUNDS: usize = 2;
+
+/// How often a fault happens: as often as `REGENT_ROUNDS` says.
+fn rounds(default: usize) -> usize {
+    std::env::var("REGENT_ROUNDS").map_or(default, |rounds| {
+        rounds.parse().expect("REGENT_ROUNDS is a number")
+    })
+}
+
+/// What is elected at.
+trait Cluster {
+    /// The folder for what is recorded.
+    fn path(&self) -> &Path;
+    /// The nodes, as the candidates reach them.
+    fn urls(&self) -> Vec<String>;
+    fn admin_token(&self) -> &str;
+    /// The command of a candidate, to run where the candidates are.
+    fn at_the_candidates(&self, command: Command) -> Command;
+}
+
+impl Cluster for Dev {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn urls(&self) -> Vec<String> {
+        self.file.nodes.iter().map(|node| node.http.clone()).collect()
+    }
+
+    fn admin_token(&self) -> &str {
+        &self.file.admin_token
+    }
+
+    fn at_the_candidates(&self, command: Command) -> Command {
+        command
+    }
 }
 
 /// Three candidates of one lease at a cluster.
-struct Election {
-    dev: Dev,
+struct Election<C: Cluster> {
+    cluster: C,
     ttl_ms: u64,
     candidates: Vec<Option<Child>>,
     /// When nothing was disturbed.
@@ -41,10 +78,10 @@ struct Election {
     gaps: Vec<u64>,
 }
 
-impl Election {
-    fn start(ttl_ms: u64) -> Self {
+impl<C: Cluster> Election<C> {
+    fn start(cluster: C, ttl_ms: u64) -> Self {
         let mut election = Self {
-            dev: Dev::start(),
+            cluster,
             ttl_ms,
             candidates: Vec::new(),
             calm: Vec::new(),
@@ -58,25 +95,21 @@ impl Election {
     }
 
     fn record(&self, at: usize) -> PathBuf {
-        self.dev.path().join(format!("candidate-{}", NAMES[at]))
+        self.cluster.path().join(format!("candidate-{}", NAMES[at]))
     }
 
     fn spawn(&self, at: usize) -> Child {
-        let urls: Vec<&str> = self
-            .dev
-            .file
-            .nodes
-            .iter()
-            .map(|node| node.http.as_str())
-            .collect();
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.record(at).with_extension("log"))
             .unwrap();
-        candidate::command(NAMES[at], "the-lease", self.ttl_ms, &self.record(at))
-            .env("REGENT_URL", urls.join(","))
-            .env("REGENT_TOKEN", &self.dev.file.admin_token)
+        let mut command = candidate::command(NAMES[at], "the-lease", self.ttl_ms, &self.record(at));
+        command
+            .env("REGENT_URL", self.cluster.urls().join(","))
+            .env("REGENT_TOKEN", self.cluster.admin_token());
+        self.cluster
+            .at_the_candidates(command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -134,10 +167,9 @@ impl Election {
         let share = covered * 100 / calm.max(1);
         self.gaps.sort_unstable();
         eprintln!(
-            "{what}, TTL {} ms, {} rounds: {} tokens so far; valid {share} % of {calm} ms undisturbed; \
+            "{what}, TTL {} ms: {} tokens so far; valid {share} % of {calm} ms undisturbed; \
              longest between two acknowledged renewals {} ms",
             self.ttl_ms,
-            rounds(),
             timeline.tenures.len(),
             timeline.longest_pause(),
         );
@@ -150,9 +182,26 @@ impl Election {
             "{what}: somebody could act only {share} % of the undisturbed time"
         );
     }
+
+    /// Checks that one held the lease all the time, and might act all the time.
+    fn check_unbroken(&self) {
+        let timeline = self.timeline();
+        assert_eq!(
+            timeline.tenures.len(),
+            1,
+            "the lease changed hands: {timeline:#?}"
+        );
+        let (_, tenure) = timeline.tenures.first_key_value().unwrap();
+        let gaps: Vec<_> = tenure
+            .valid
+            .windows(2)
+            .filter(|pair| pair[1].0 > pair[0].1)
+            .collect();
+        assert!(gaps.is_empty(), "the guard lapsed: {gaps:?}");
+    }
 }
 
-impl Drop for Election {
+impl<C: Cluster> Drop for Election<C> {
     fn drop(&mut self) {
         for child in self.candidates.iter_mut().flatten() {
             send(child.id(), Signal::CONT);
@@ -164,12 +213,12 @@ impl Drop for Election {
 
 #[tokio::test]
 async fn whatever_becomes_of_the_holder_at_no_time_do_two_act() {
-    let mut election = Election::start(2_000);
+    let mut election = Election::start(Dev::start(), 2_000);
     let mut token = 0;
     for fault in ["kill -9", "SIGSTOP and SIGCONT", "graceful stop"] {
         election.gaps.clear();
         election.calm.clear();
-        for _ in 0..rounds() {
+        for _ in 0..rounds(ROUNDS) {
             let (current, holder, since) = election.led_after(token).await;
             let faulted = election.calm(since).await;
             token = current;
@@ -191,24 +240,24 @@ async fn whatever_becomes_of_the_holder_at_no_time_do_two_act() {
 }
 
 /// What happens to the cluster while somebody holds the lease.
-async fn cluster_faults(ttl_ms: u64) -> Election {
-    let mut election = Election::start(ttl_ms);
+async fn cluster_faults(ttl_ms: u64) -> Election<Dev> {
+    let mut election = Election::start(Dev::start(), ttl_ms);
     election.led_after(0).await;
-    for _ in 0..rounds() {
+    for _ in 0..rounds(ROUNDS) {
         for fault in ["kill", "freeze"] {
-            let leader = election.dev.leader().await;
+            let leader = election.cluster.leader().await;
             if fault == "kill" {
-                election.dev.kill_node(leader);
-                election.dev.restart_node(leader);
+                election.cluster.kill_node(leader);
+                election.cluster.restart_node(leader);
             } else {
-                let pid = election.dev.file.nodes[leader].pid;
+                let pid = election.cluster.file.nodes[leader].pid;
                 send(pid, Signal::STOP);
                 // Three times the longest election timeout (600 ms).
                 tokio::time::sleep(Duration::from_millis(1_800)).await;
                 send(pid, Signal::CONT);
             }
             // The cluster is led again, and the lease is somebody's.
-            election.dev.leader().await;
+            election.cluster.leader().await;
             election.led_after(0).await;
             election.calm(boot_ms()).await;
         }
@@ -226,17 +275,5 @@ async fn a_short_lease_is_never_two_holders_whatever_becomes_of_the_raft_leader(
 async fn a_lease_of_three_seconds_outlives_the_raft_leader_without_a_gap() {
     let mut election = cluster_faults(3_000).await;
     election.check("raft leader killed and frozen");
-    let timeline = election.timeline();
-    assert_eq!(
-        timeline.tenures.len(),
-        1,
-        "the lease changed hands: {timeline:#?}"
-    );
-    let (_, tenure) = timeline.tenures.first_key_value().unwrap();
-    let gaps: Vec<_> = tenure
-        .valid
-        .windows(2)
-        .filter(|pair| pair[1].0 > pair[0].1)
-        .collect();
-    assert!(gaps.is_empty(), "the guard lapsed: {gaps:?}");
+    election.check_unbroken();
 }
