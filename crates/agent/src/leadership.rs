@@ -338,6 +338,11 @@ impl Leadership {
         if !self.is_mine(&loss.name) {
             return;
         }
+        let newer = |holding: &Holding| loss.token.is_some_and(|lost| lost != holding.token);
+        if self.holding.as_ref().is_some_and(newer) {
+            tracing::debug!(reason = loss.reason, "ignored the loss of an earlier token");
+            return;
+        }
         if self.holding.is_some() {
             self.lose(&loss.reason);
             self.campaign = Campaign::Due(now);

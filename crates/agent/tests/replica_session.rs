@@ -70,6 +70,7 @@ fn observed(token: u64) -> ServerFrame {
 
 fn lost() -> ServerFrame {
     ServerFrame::LeaseLost(LeaseReasonFrame {
+        token: None,
         name: lease(),
         reason: "expired".to_owned(),
     })
@@ -350,6 +351,7 @@ fn late_doubled_and_strange_frames_about_the_lease_change_nothing() {
     let mut replica = Replica::leading(0, 9);
     let before = replica.0.permit();
     let other = ServerFrame::LeaseLost(LeaseReasonFrame {
+        token: None,
         name: LeaseName::new("job").unwrap(),
         reason: String::new(),
     });

@@ -58,7 +58,7 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
             EventRecord::Agent(agent) => agents.insert(agent.id.clone()),
             EventRecord::Command(command) => agents.insert(command.agent.clone()),
             EventRecord::Lease(lease) => {
-                if let Keeping::Candidacy(id) = &lease.kept {
+                if let Keeping::Candidacy(id, _) = &lease.kept {
                     concerned.candidates.insert((lease.name.clone(), id.clone()));
                 }
                 agents.extend(of_agents(state, &lease.name, &lease.owner));

@@ -248,7 +248,7 @@ fn no_answer(node: &Node, error: &CallError) -> ServiceError {
     }
 }
 
-fn no_leader(node: &Node) -> ServiceError {
+pub(crate) fn no_leader(node: &Node) -> ServiceError {
     let members = node.status().members;
     let reachable = members
         .iter()

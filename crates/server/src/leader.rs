@@ -29,6 +29,8 @@ use crate::service::{ServiceError, wall_now};
 
 /// Leases expired by one operation, so that one entry stays small.
 const MAX_EXPIRE: usize = 256;
+/// Candidates dropped by one operation: some 200 KiB at most. More come a second later.
+const MAX_LAPSE: usize = 1_024;
 /// How long an expiry is proposed; the clock proposes it again if nothing came of it.
 const EXPIRE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest sleep of the clock. Also how often it is compared with all leases that are held, in case a
@@ -96,7 +98,7 @@ struct Desk {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Due {
     leases: Vec<(LeaseName, Token)>,
-    lapsed: Vec<(LeaseName, Revision)>,
+    lapsed: Vec<(LeaseName, Revision, WaitsAt)>,
 }
 
 /// What the leader's memory says of idleness, for the reconcilers.
@@ -278,11 +280,11 @@ impl Desk {
     fn granted(&mut self, lease: &Lease, promoted: bool, now: u64) {
         let (name, token, ttl_ms) = (lease.name.clone(), lease.token, lease.ttl_ms);
         match lease.kept {
-            Keeping::Candidacy(_) | Keeping::Replica(_) if promoted => {
+            Keeping::Candidacy(..) | Keeping::Replica(_) if promoted => {
                 self.clock.promoted(name, token, ttl_ms, now);
             }
             // The gateway that takes over from itself renews with the very grant.
-            Keeping::Gateway(..) | Keeping::Holder | Keeping::Candidacy(_) | Keeping::Replica(_) => {
+            Keeping::Gateway(..) | Keeping::Holder | Keeping::Candidacy(..) | Keeping::Replica(_) => {
                 self.clock.granted(name, token, ttl_ms, now);
                 // An agent that has just connected was heard.
                 if let Some(agent) = lease.name.agent() {
@@ -303,14 +305,14 @@ impl Desk {
             let there = state.candidates().filter(|candidate| candidate.at == at);
             due.lapsed.extend(
                 there
-                    .take(MAX_EXPIRE)
-                    .map(|candidate| (candidate.lease.clone(), candidate.place)),
+                    .take(MAX_LAPSE)
+                    .map(|candidate| (candidate.lease.clone(), candidate.place, at)),
             );
             if due.lapsed.len() == before {
                 self.presence.forget(at);
             }
         }
-        due.lapsed.truncate(MAX_EXPIRE);
+        due.lapsed.truncate(MAX_LAPSE);
         due
     }
 

@@ -483,7 +483,7 @@ fn tell(rates: Rates, broken: Broken, story: &[Choice]) -> Result<World, String>
             ));
         }
         let kept = world.state.lease(&lease()).map(|lease| &lease.kept);
-        assert!(kept.is_none_or(|kept| matches!(kept, Keeping::Candidacy(_))));
+        assert!(kept.is_none_or(|kept| matches!(kept, Keeping::Candidacy(..))));
     }
     Ok(world)
 }

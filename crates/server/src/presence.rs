@@ -27,7 +27,7 @@ impl Presence {
     /// A process said that it is there. What an earlier process of that node left behind is gone with it.
     pub(crate) fn heard(&mut self, at: WaitsAt, now: u64) {
         for (other, until) in &mut self.until {
-            if other.node == at.node && other.start != at.start {
+            if other.node == at.node && other.start < at.start {
                 *until = (*until).min(now);
             }
         }

@@ -108,6 +108,7 @@ impl Server {
         tasks.spawn(leader::run(leader.clone(), node, stop.clone()));
         tasks.spawn(dispatch::run(service.clone(), stop.clone()));
         tasks.spawn(gateway::cutoff::run(service.clone(), stop.clone()));
+        tasks.spawn(gateway::sweep::run(service.clone(), stop.clone()));
         tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));

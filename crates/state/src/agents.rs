@@ -15,9 +15,14 @@ use crate::event::EventKind;
 use crate::leases::queue;
 use crate::operation::{AgentConnected, RegisterAgent};
 use crate::outcome::{Applied, Noun, Outcome, Rejection};
-use crate::record::{Agent, Capacity, Connection, Keeping, Role, Scheduling, SessionState, Subject, Usage};
+use crate::record::{
+    Agent, Capacity, Connection, Keeping, Role, Scheduling, SessionState, Subject, Usage, WaitsAt,
+};
 use crate::txn::Txn;
 use crate::{leases, reconcile, tokens};
+
+/// Replicas of one agent. Each event about it shows them all.
+const MAX_REPLICAS: usize = 64;
 
 /// Makes an agent known, or changes what is known of it.
 pub(crate) fn register(txn: &mut Txn<'_>, op: &RegisterAgent) -> Applied {
@@ -113,12 +118,23 @@ pub(crate) fn set_scheduling(
 }
 
 /// Takes up a connection. One without a replica name leads from then on; one of a replica leads if it holds
-/// `agent/{id}`, under the token `holds`. What the one that leads runs is reconciled.
-pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected, holds: Option<Token>) -> Applied {
+/// `agent/{id}`, under the token that it says. What the one that leads runs is reconciled.
+pub(crate) fn connected(
+    txn: &mut Txn<'_>,
+    op: &AgentConnected,
+    replica: Option<(Option<Token>, WaitsAt)>,
+) -> Applied {
+    let (holds, at) = replica.unzip();
     txn.actor.require_node()?;
     let mut agent = find(txn, &op.agent)?;
     may_connect(txn, op)?;
     one_kind(txn, &agent, op)?;
+    if agent.connections.len() >= MAX_REPLICAS && !agent.connections.contains_key(&op.replica) {
+        return Err(Rejection::WrongState(format!(
+            "agent {} has {MAX_REPLICAS} replicas, which is as many as one may have",
+            op.agent
+        )));
+    }
     let runtime_changed =
         !op.runtime_id.is_empty() && !agent.runtime_id.is_empty() && op.runtime_id != agent.runtime_id;
     if runtime_changed && let Some(why) = tied_to_runtime(txn, &agent, op) {
@@ -148,18 +164,19 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected, holds: Option<To
     let token = if by_gateway {
         Some(Token(txn.revision().0))
     } else {
-        held_by_replica(txn, &lease_name, &op.replica).filter(|token| holds == Some(*token))
+        held_by_replica(txn, &lease_name, &op.replica).filter(|token| holds.flatten() == Some(*token))
     };
     if let Some(token) = token {
         agent.leader = Some((op.replica.clone(), token));
         agent.highest_token = token;
         agent.offline_reason.clear();
-    } else if superseded
-        && agent
-            .leader
-            .as_ref()
-            .is_some_and(|(replica, _)| *replica == op.replica)
-    {
+    }
+    let led = agent
+        .leader
+        .as_ref()
+        .is_some_and(|(replica, _)| *replica == op.replica);
+    let leads_no_more = token.is_none() && superseded && led;
+    if leads_no_more {
         agent.leader = None;
     }
     let kind = if was_online {
@@ -177,11 +194,13 @@ pub(crate) fn connected(txn: &mut Txn<'_>, op: &AgentConnected, holds: Option<To
             );
         }
         leases::grant_to_connection(txn, &agent, &op.replica);
-    } else {
-        queue::connection_replaced(txn, &lease_name, &op.replica, epoch);
+    } else if let Some(at) = at {
+        queue::connection_replaced(txn, &lease_name, &op.replica, epoch, at);
     }
     if token.is_some() {
         reconcile::agent_connected(txn, op);
+    } else if leads_no_more {
+        reconcile::agent_offline(txn, &op.agent, "its replica was started anew");
     }
     Ok(Outcome::Connected { epoch, token })
 }

@@ -235,7 +235,9 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
             leases,
             lapsed,
         } => leases::expire(txn, *leadership, leases, lapsed),
-        Operation::ReplicaConnected { connected, holds } => agents::connected(txn, connected, *holds),
+        Operation::ReplicaConnected { connected, holds, at } => {
+            agents::connected(txn, connected, Some((*holds, *at)))
+        }
         Operation::ReleaseAbandoned {
             name,
             token,

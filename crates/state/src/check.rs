@@ -83,7 +83,7 @@ impl State {
                     && match &lease.kept {
                         Keeping::Gateway(holder, epoch) => holder == replica && *epoch == connection.epoch,
                         Keeping::Replica(holder) => holder == replica,
-                        Keeping::Holder | Keeping::Candidacy(_) => false,
+                        Keeping::Holder | Keeping::Candidacy(..) => false,
                     }
             });
             if !held {

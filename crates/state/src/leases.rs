@@ -15,7 +15,7 @@ use crate::agents;
 use crate::event::EventKind;
 use crate::operation::Leadership;
 use crate::outcome::{Applied, Noun, Outcome, Rejection};
-use crate::record::{Agent, Keeping, Lease, Role};
+use crate::record::{Agent, Keeping, Lease, Role, WaitsAt};
 use crate::txn::Txn;
 
 pub(crate) mod queue;
@@ -135,15 +135,15 @@ pub(crate) fn expire(
     txn: &mut Txn<'_>,
     decided: Leadership,
     leases: &[(LeaseName, Token)],
-    lapsed: &[(LeaseName, Revision)],
+    lapsed: &[(LeaseName, Revision, WaitsAt)],
 ) -> Applied {
     txn.actor.require_node()?;
     if decided != txn.meta.leadership {
         return Err(Rejection::WrongLeadership);
     }
     let mut ended = 0;
-    for (name, place) in lapsed {
-        ended += u64::from(queue::lapse(txn, name, *place));
+    for (name, place, at) in lapsed {
+        ended += u64::from(queue::lapse(txn, name, *place, *at));
     }
     for (name, token) in leases {
         let Some(lease) = txn
@@ -224,13 +224,9 @@ fn end(txn: &mut Txn<'_>, lease: &Lease, kind: EventKind, why: &str) {
             agents::drop_connection(txn, &agent, replica, *epoch, kind, reason);
         }
         Keeping::Replica(replica) => {
-            let epoch = txn
-                .state()
-                .agent(&agent)
-                .and_then(|agent| agent.connections.get(replica))
-                .map(|connection| connection.epoch);
+            let over = connection_of_holder(txn, &agent, replica, lease.token);
             txn.remove_lease(kind, &lease.name, why);
-            match epoch {
+            match over {
                 // It was not heard or was sent away: as far as this agent goes its connection is over too, and
                 // a process that wakes finds it closed.
                 Some(epoch) if kind != EventKind::LeaseReleased => {
@@ -240,11 +236,25 @@ fn end(txn: &mut Txn<'_>, lease: &Lease, kind: EventKind, why: &str) {
             }
             queue::promote(txn, &lease.name);
         }
-        Keeping::Holder | Keeping::Candidacy(_) => {
+        Keeping::Holder | Keeping::Candidacy(..) => {
             txn.remove_lease(kind, &lease.name, why);
             queue::promote(txn, &lease.name);
         }
     }
+}
+
+/// The connection over which the replica holds the lease: the one that leads by it, or that was there when it was
+/// granted. One that is newer is of a process that was started anew, and has no part in it.
+fn connection_of_holder(
+    txn: &Txn<'_>,
+    agent: &AgentId,
+    replica: &ReplicaName,
+    token: Token,
+) -> Option<Epoch> {
+    let agent = txn.state().agent(agent)?;
+    let epoch = agent.connections.get(replica)?.epoch;
+    let leads = agent.leader.as_ref() == Some(&(replica.clone(), token));
+    (leads || epoch.0 < token.0).then_some(epoch)
 }
 
 /// Ends `agent/{id}` with the agent itself: nobody is promoted, nobody waits any more.

@@ -312,8 +312,9 @@ pub enum Operation {
         leadership: Leadership,
         /// Which leases, under which tokens.
         leases: Vec<(LeaseName, Token)>,
-        /// Which candidates, by their places: left out of the promotion.
-        lapsed: Vec<(LeaseName, Revision)>,
+        /// Which candidates, by their places and where they waited: left out of the promotion. One that waits
+        /// elsewhere by now stays.
+        lapsed: Vec<(LeaseName, Revision, WaitsAt)>,
     },
     /// A connection of an agent's replica is up. It leads if it holds `agent/{id}`.
     ReplicaConnected {
@@ -321,6 +322,8 @@ pub enum Operation {
         connected: AgentConnected,
         /// The token of `agent/{id}` that the replica says it holds.
         holds: Option<Token>,
+        /// Where its candidacy waits from now on, if it has one.
+        at: WaitsAt,
     },
     /// The connection over which a lease was kept is lost and has not come back in time: the early end that the
     /// holder asked for. Changes nothing when the replica has connected since, or the token is not current.

@@ -437,8 +437,8 @@ pub enum Keeping {
     Holder,
     /// A gateway, for `agent/{id}` of an agent without replicas: the connection that it stands and falls with.
     Gateway(ReplicaName, Epoch),
-    /// Whoever acquired it and may have waited for it. Asking again under this id gives the same grant.
-    Candidacy(CandidateId),
+    /// Whoever acquired it and may have waited for it, there. Asking again under this id gives the same grant.
+    Candidacy(CandidateId, WaitsAt),
     /// A replica of the agent, for `agent/{id}`, over whatever connection it has.
     Replica(ReplicaName),
 }

@@ -356,6 +356,9 @@ pub struct LeaseRenewedFrame {
 pub struct LeaseReasonFrame {
     /// The lease.
     pub name: LeaseName,
+    /// The token under which it is lost; a newer grant is not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
     /// For people.
     pub reason: String,
 }

@@ -169,6 +169,8 @@ pub(super) struct Connection {
     renewed_at: Option<u64>,
     /// Leases that it wants; its own one also while it holds it.
     campaigns: BTreeMap<LeaseName, leases::Campaign>,
+    /// The epoch with which it joined first.
+    first_epoch: Option<Epoch>,
     /// How long its own lease may outlast a lost connection, in milliseconds, if it is to be given up early.
     early_own_ms: Option<u64>,
     /// Other leases that it holds.
@@ -195,6 +197,7 @@ impl Connection {
             renewing: false,
             renewed_at: None,
             campaigns: BTreeMap::new(),
+            first_epoch: None,
             early_own_ms: None,
             held: BTreeMap::new(),
             malformed: 0,
@@ -362,6 +365,7 @@ impl Connection {
                     token,
                 };
                 self.leaving = Some(epoch);
+                self.first_epoch.get_or_insert(epoch);
                 if let (Some(token), true) = (token, self.is_replica()) {
                     self.leads_under(token);
                 }

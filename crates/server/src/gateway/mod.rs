@@ -1,7 +1,8 @@
 //! The gateway: agents dial in over WebSocket, to any node.
 //!
 //! Read `connection` for what is said and decided, `socket` for the I/O around it, `registry` for how a
-//! connection is woken, `cutoff` for when a node lets its agents go, `v2` for StreamSpace's dialect.
+//! connection is woken, `cutoff` for when a node lets its agents go, `sweep` for what was left behind, `v2` for
+//! StreamSpace's dialect.
 
 mod connection;
 pub(crate) mod cutoff;
@@ -9,6 +10,7 @@ mod lanes;
 mod payload;
 mod registry;
 mod socket;
+pub(crate) mod sweep;
 mod v2;
 
 use axum::extract::rejection::QueryRejection;

@@ -4,9 +4,10 @@
 //! too often or for nothing does no harm, and several in a row count as one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use regent_types::AgentId;
+use regent_types::{AgentId, Epoch};
 use tokio::sync::{Notify, watch};
 
 /// Connections of one node at most; each takes a file and some ten kilobytes.
@@ -32,6 +33,8 @@ struct Seats {
 }
 
 struct Bell {
+    /// The connection, once it counts; 0 before.
+    epoch: AtomicU64,
     look: Notify,
     let_go: watch::Sender<Option<String>>,
 }
@@ -77,6 +80,7 @@ impl Registry {
         let let_go = watch::Sender::new(None);
         let told = let_go.subscribe();
         let bell = Arc::new(Bell {
+            epoch: AtomicU64::new(0),
             look: Notify::new(),
             let_go,
         });
@@ -117,6 +121,13 @@ impl Registry {
         }
     }
 
+    /// Whether this node has the socket of that connection.
+    pub(super) fn is_here(&self, agent: &AgentId, epoch: Epoch) -> bool {
+        let seats = self.shared.lock();
+        let mut bells = seats.by_agent.get(agent).into_iter().flat_map(BTreeMap::values);
+        bells.any(|bell| bell.epoch.load(Ordering::Acquire) == epoch.0)
+    }
+
     /// Closes all that there are now.
     pub(crate) fn let_go(&self, reason: &str) {
         for bell in self.shared.lock().by_agent.values().flat_map(BTreeMap::values) {
@@ -131,6 +142,11 @@ impl Registry {
 }
 
 impl Seat {
+    /// The connection counts under this epoch.
+    pub(super) fn joined(&self, epoch: Epoch) {
+        self.bell.epoch.store(epoch.0, Ordering::Release);
+    }
+
     /// Waits to be woken. Cancel safe.
     pub(super) async fn signal(&self) -> Signal {
         let mut let_go = self.let_go.lock().await;

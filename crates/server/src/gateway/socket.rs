@@ -5,6 +5,7 @@
 //! StreamSpace joined several by newlines, and its agents lost them all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
@@ -13,11 +14,12 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use regent_state::operation::{AgentConnected, Campaign};
+use regent_state::record::WaitsAt;
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
 use regent_types::{
     AgentId, CandidateId, CommandId, Epoch, LeaseName, ReplicaName, Revision, Token, TokenId,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::connection::{Connection, Effect, Identity, Join, Joined};
@@ -29,6 +31,10 @@ use crate::waiting;
 
 /// Frames that wait to be written to one agent. A round of commands is at most 64.
 const SEND_QUEUE: usize = 256;
+/// What one connection may have under way; beyond it its frames wait in its socket.
+const MAX_WORK: usize = 1_024;
+/// Releases of one connection that are under way: each writes to the log.
+const MAX_RELEASES: usize = 64;
 /// How long one frame may take to be written before the agent counts as gone.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 /// How long `AgentConnected` is tried; the agent had better ask another node then.
@@ -64,6 +70,7 @@ pub(super) async fn run(service: Service, socket: WebSocket, identity: Identity,
         queue: Some(queue),
         work: FuturesUnordered::new(),
         seats: BTreeMap::new(),
+        releases: Arc::new(Semaphore::new(MAX_RELEASES)),
         joining: false,
         ended: None,
     };
@@ -126,6 +133,7 @@ struct Shell {
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Where it waits for leases.
     seats: BTreeMap<LeaseName, waiting::Seat>,
+    releases: Arc<Semaphore>,
     /// Whether a join is under way.
     joining: bool,
     /// Why it was closed from here.
@@ -148,10 +156,10 @@ impl Shell {
                     Signal::LetGo(reason) => self.core.let_go(&reason, wall_now()),
                 },
                 Some(done) = self.work.next(), if !self.work.is_empty() => {
-                    self.done(done).await;
+                    self.done(done, seat).await;
                     self.look();
                 }
-                message = stream.next(), if self.core.wants_frames() => match message {
+                message = stream.next(), if self.core.wants_frames() && self.work.len() < MAX_WORK => match message {
                     Some(Ok(Message::Text(text))) => self.core.on_text(&text, boot_ms(), wall_now(), &node.view().state),
                     Some(Ok(Message::Binary(_))) => self.core.on_binary(boot_ms()),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.core.on_sign_of_life(boot_ms()),
@@ -234,7 +242,7 @@ impl Shell {
                 return false;
             }
             Effect::Join(join) => {
-                let operation = connected(&self.identity, join);
+                let operation = connected(&self.identity, service.waiters().at(), join);
                 self.joining = true;
                 self.work
                     .push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
@@ -296,10 +304,15 @@ impl Shell {
                     by_token(&self.identity.token, operation)
                 };
                 // Not with the connection's work, which ends with it: an agent releases and closes.
+                let Ok(permit) = self.releases.clone().try_acquire_owned() else {
+                    tracing::debug!("too many releases at once; the lease will run out");
+                    return true;
+                };
                 tokio::spawn(async move {
                     if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
                         tracing::debug!(error, "a lease was not released; it will run out");
                     }
+                    drop(permit);
                 });
             }
         }
@@ -356,12 +369,15 @@ impl Shell {
         self.work.push(work.boxed());
     }
 
-    async fn done(&mut self, done: Done) {
+    async fn done(&mut self, done: Done, seat: &Seat) {
         let node = self.service.node();
         let (now, wall) = (boot_ms(), wall_now());
         match done {
             Done::Joined(joined) => {
                 self.joining = false;
+                if let Joined::Yes { epoch, .. } = joined {
+                    seat.joined(epoch);
+                }
                 if let Joined::Yes { epoch, .. } = joined {
                     let identity = &self.identity;
                     tracing::info!(agent = %identity.agent, replica = %self.core.replica(), %epoch, "agent connected");
@@ -421,7 +437,7 @@ async fn join_cluster(service: &Service, operation: Operation) -> Joined {
     }
 }
 
-fn connected(identity: &Identity, join: Join) -> Operation {
+fn connected(identity: &Identity, at: WaitsAt, join: Join) -> Operation {
     let holds = join.holds;
     let connected = AgentConnected {
         agent: identity.agent.clone(),
@@ -437,7 +453,7 @@ fn connected(identity: &Identity, join: Join) -> Operation {
     if connected.replica.as_str().is_empty() {
         Operation::AgentConnected(connected)
     } else {
-        Operation::ReplicaConnected { connected, holds }
+        Operation::ReplicaConnected { connected, holds, at }
     }
 }
 

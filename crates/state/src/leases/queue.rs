@@ -23,7 +23,10 @@ pub(crate) fn campaign(txn: &mut Txn<'_>, op: &Campaign) -> Applied {
     check(&op.holder, op.ttl_ms)?;
     let (owner, kept) = match (&op.connection, op.name.agent()) {
         (Some(connection), Some(_)) => of_replica(txn, op, connection)?,
-        _ => (owner(txn, &op.name)?, Keeping::Candidacy(op.candidate.clone())),
+        _ => (
+            owner(txn, &op.name)?,
+            Keeping::Candidacy(op.candidate.clone(), op.at),
+        ),
     };
     let Some(lease) = txn.state().lease(&op.name).cloned() else {
         let lease = grant(txn, &op.name, &op.holder, owner, op.ttl_ms, kept);
@@ -32,7 +35,8 @@ pub(crate) fn campaign(txn: &mut Txn<'_>, op: &Campaign) -> Applied {
     if lease.owner == owner {
         let resumes = op.resume == Some(lease.token) && (op.connection.is_none() || lease.kept == kept);
         // A replica that was started anew does not know its token: its former self may still act under it.
-        let asks_again = lease.kept == kept && op.connection.is_none();
+        let asks_again = matches!(&lease.kept, Keeping::Candidacy(id, _) if *id == op.candidate)
+            && op.connection.is_none();
         if asks_again && (&lease.holder, lease.ttl_ms) != (&op.holder, op.ttl_ms) {
             return Err(Rejection::IdempotencyKeyReused);
         }
@@ -108,7 +112,11 @@ fn join(txn: &mut Txn<'_>, op: &Campaign, owner: Principal) -> Applied {
         at: op.at,
         connection: op.connection.clone(),
     };
-    Ok(Outcome::Queued(txn.put_candidate(candidate)))
+    Ok(Outcome::Queued(match known {
+        // Nobody needs to be told what is so already.
+        Some(known) if *known == candidate => known,
+        Some(_) | None => txn.put_candidate(candidate),
+    }))
 }
 
 /// Leaves the queue, unless the candidate waits elsewhere by now.
@@ -139,9 +147,10 @@ pub(crate) fn withdraw(
 }
 
 /// A candidate's node is gone: it leaves the queue, and the connection that its node held is over. Gives whether
-/// it was there.
-pub(crate) fn lapse(txn: &mut Txn<'_>, name: &LeaseName, place: Revision) -> bool {
-    let Some(candidate) = txn.state().candidate_at(name, place).cloned() else {
+/// it was there, and still waited at that node.
+pub(crate) fn lapse(txn: &mut Txn<'_>, name: &LeaseName, place: Revision, at: WaitsAt) -> bool {
+    let candidate = txn.state().candidate_at(name, place).cloned();
+    let Some(candidate) = candidate.filter(|candidate| candidate.at == at) else {
         return false;
     };
     let reason = format!("node {} is gone", candidate.at.node);
@@ -164,7 +173,7 @@ pub(super) fn promote(txn: &mut Txn<'_>, name: &LeaseName) {
         txn.promote_candidate(&first);
         let kept = match &first.connection {
             Some((replica, _)) => Keeping::Replica(replica.clone()),
-            None => Keeping::Candidacy(first.id.clone()),
+            None => Keeping::Candidacy(first.id.clone(), first.at),
         };
         grant(txn, name, &first.holder, first.owner.clone(), first.ttl_ms, kept);
         return;
@@ -195,6 +204,7 @@ pub(crate) fn connection_replaced(
     name: &LeaseName,
     replica: &ReplicaName,
     epoch: regent_types::Epoch,
+    at: WaitsAt,
 ) {
     let candidate = txn
         .state()
@@ -204,6 +214,7 @@ pub(crate) fn connection_replaced(
     if let Some(candidate) = candidate {
         txn.put_candidate(Candidate {
             connection: Some((replica.clone(), epoch)),
+            at,
             ..Candidate::clone(&candidate)
         });
     }

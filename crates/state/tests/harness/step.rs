@@ -492,7 +492,12 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                     Some(token) => Some(Token(number(token))),
                     None => None,
                 };
-                Operation::ReplicaConnected { connected: op, holds }
+                let at = waits_at(step);
+                Operation::ReplicaConnected {
+                    connected: op,
+                    holds,
+                    at,
+                }
             };
             (operation, true)
         }
@@ -719,7 +724,15 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             let lapsed = step.raw("lapsed").into_iter().flat_map(|list| list.split(','));
             let lapsed = lapsed.map(|one| {
                 let (name, place) = one.rsplit_once('@').unwrap();
-                (LeaseName::new(name).unwrap(), Revision(number(place)))
+                let (name, place) = (LeaseName::new(name).unwrap(), Revision(number(place)));
+                let there = state.candidate_at(&name, place).map(|candidate| candidate.at);
+                let at = WaitsAt {
+                    node: step
+                        .number("node")
+                        .map_or(there.map_or(NodeId(1), |at| at.node), NodeId),
+                    start: there.map_or(1, |at| at.start),
+                };
+                (name, place, at)
             });
             let op = Operation::EndLeases {
                 leadership: decided_by(world, step),

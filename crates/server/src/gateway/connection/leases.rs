@@ -67,14 +67,17 @@ impl Connection {
         let LeaseKeepaliveFrame { name, token, seq } = keepalive;
         let told = self.campaigns.get(&name).and_then(|campaign| campaign.told);
         let is_own = name == self.own_lease() && (Some(token) == own || Some(token) == told);
-        if is_own || self.owns(&name, state) {
+        // What it was told this moment this node may not have applied yet.
+        let is_held = self.held.get(&name).is_some_and(|held| held.token == token);
+        if is_own || is_held || self.owns(&name, state) {
             self.effects.push(Effect::Renew {
                 name,
                 token,
                 seq: Some(seq),
             });
         } else {
-            self.lost(name, "it is not held under this token by this agent", wall);
+            let reason = "it is not held under this token by this agent";
+            self.lost(name, token, reason, wall);
         }
     }
 
@@ -100,6 +103,9 @@ impl Connection {
         if let Some((code, why)) = refusal {
             return self.refuse(name, code, why.to_owned(), wall);
         }
+        if self.campaigns.get(&name).is_some_and(|campaign| campaign.asking) {
+            return; // it is on its way already
+        }
         self.held.remove(&name);
         let early_ms = release_on_disconnect.map(|early| early.grace_ms);
         if name == self.own_lease() {
@@ -112,7 +118,8 @@ impl Connection {
                 resume,
                 early_ms,
                 asking: false,
-                decided_at: Revision(0),
+                // What the replica held before this connection is its former self's, whatever becomes of asking.
+                decided_at: Revision(epoch.0),
                 again_at: Some(now),
                 told: None,
                 observed: None,
@@ -143,7 +150,11 @@ impl Connection {
     fn candidate_id(&self, name: &LeaseName, epoch: Epoch) -> CandidateId {
         match CandidateId::new(self.identity.replica.as_str()) {
             Ok(id) if *name == self.own_lease() => id,
-            _ => ids::connection_candidate_id(&self.identity.agent, &self.identity.replica, epoch),
+            _ => {
+                // Of the socket: a replica that takes over says hello again and has a new epoch.
+                let epoch = self.first_epoch.unwrap_or(epoch);
+                ids::connection_candidate_id(&self.identity.agent, &self.identity.replica, epoch)
+            }
         }
     }
 
@@ -165,8 +176,8 @@ impl Connection {
                 self.tell_grant(&lease, wall);
             }
             Ok((revision, Ok(_))) => campaign.decided_at = revision,
-            // A newer connection of this replica is there; the state says so soon.
-            Ok((_, Err(Rejection::Superseded))) => {}
+            // A newer connection of this replica is there; the state says so once it is as far.
+            Ok((revision, Err(Rejection::Superseded))) => campaign.decided_at = revision,
             Ok((_, Err(rejection))) => {
                 self.campaigns.remove(&name);
                 let code = match &rejection {
@@ -201,11 +212,8 @@ impl Connection {
                 (Some(_), _) => {}
                 (None, Some(token)) => {
                     self.campaigns.remove(&name);
-                    self.lost(
-                        name,
-                        &format!("it is not held under token {token} any more"),
-                        wall,
-                    );
+                    let reason = format!("it is not held under token {token} any more");
+                    self.lost(name, token, &reason, wall);
                 }
                 (None, None) => {
                     let due = campaign.again_at.is_some_and(|at| at <= now);
@@ -235,7 +243,7 @@ impl Connection {
                     && *replica == self.identity.replica
                     && lease.token.0 > campaign.decided_at.0
             }
-            Keeping::Candidacy(id) => id == candidate,
+            Keeping::Candidacy(id, _) => id == candidate,
             Keeping::Holder | Keeping::Gateway(..) => false,
         }
     }
@@ -389,7 +397,7 @@ impl Connection {
             }
             Err(KeepaliveError::Lost) => {
                 self.forget(name, token);
-                self.lost(name.clone(), "it is not held under this token", wall);
+                self.lost(name.clone(), token, "it is not held under this token", wall);
             }
             // The next one may be; a node for which none is for too long lets its agents go.
             Err(KeepaliveError::Unavailable(error)) => {
@@ -420,9 +428,10 @@ impl Connection {
                 .is_some_and(|lease| me.is_some_and(|(me, _)| lease.owner == me))
     }
 
-    pub(super) fn lost(&mut self, name: LeaseName, reason: &str, wall: Time) {
+    fn lost(&mut self, name: LeaseName, token: Token, reason: &str, wall: Time) {
         let frame = ServerFrame::LeaseLost(LeaseReasonFrame {
             name,
+            token: Some(token),
             reason: reason.to_owned(),
         });
         self.send(&frame, wall);

@@ -131,7 +131,11 @@ impl World {
         let operation = if connected.replica.as_str().is_empty() {
             Operation::AgentConnected(connected)
         } else {
-            Operation::ReplicaConnected { connected, holds }
+            Operation::ReplicaConnected {
+                connected,
+                holds,
+                at: WaitsAt { node: NODE, start: 1 },
+            }
         };
         match self.own(operation) {
             Ok(Outcome::Connected { epoch, token }) => Joined::Yes { epoch, token },

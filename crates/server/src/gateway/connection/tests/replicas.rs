@@ -217,7 +217,7 @@ fn a_candidate_that_was_dropped_stands_in_the_queue_again() {
         .own(Operation::EndLeases {
             leadership: LEADERSHIP,
             leases: vec![],
-            lapsed: vec![(name.clone(), place)],
+            lapsed: vec![(name.clone(), place, WaitsAt { node: NODE, start: 1 })],
         })
         .unwrap();
     world.settle(&mut connection);
@@ -248,4 +248,100 @@ fn only_leases_that_were_granted_and_asked_for_it_are_given_up_early() {
     world.text(&mut connection, &release);
     assert_eq!(connection.early_releases(), []);
     assert!(world.state.lease(&LeaseName::new("z").unwrap()).is_none());
+}
+
+/// Its former self may still act under that token, on a machine that nobody hears of.
+#[test]
+fn a_replica_that_was_started_anew_is_not_told_its_former_selfs_token_however_its_campaign_ends() {
+    let name = LeaseName::new("agent/a").unwrap();
+    for how in ["undecided", "superseded"] {
+        let mut world = World::new();
+        let mut former = world.replica("one");
+        world.text(&mut former, CAMPAIGN);
+        let token = world.granted().token;
+        world.take_over(&mut former, token);
+        let mut anew = world.replica("one");
+        anew.on_text(CAMPAIGN, world.now, Time(world.now), &world.state);
+        anew.take_effects();
+        let decided = match how {
+            "undecided" => Err("no leader".to_owned()),
+            _ => Ok((world.state.revision(), Err(Rejection::Superseded))),
+        };
+        anew.campaigned(name.clone(), decided, world.now, Time(world.now));
+        world.settle(&mut anew);
+        for text in world.sent.drain(..) {
+            let frame = ServerFrame::parse(&text).unwrap().unwrap();
+            assert!(!matches!(frame, ServerFrame::LeaseGranted(_)), "{how}: {frame:?}");
+        }
+        world.pass(&mut anew, 600);
+        world.end("agent/a");
+        world.settle(&mut anew);
+        let granted = loop {
+            if let ServerFrame::LeaseGranted(granted) = world.frame() {
+                break granted;
+            }
+        };
+        assert!(granted.token > token, "{how}");
+    }
+}
+
+/// The grant comes with the answer of the leader; this node applies it a moment later.
+#[test]
+fn a_lease_that_was_just_granted_is_kept_alive_before_this_node_has_applied_it() {
+    let mut world = World::new();
+    let mut connection = world.joined();
+    let behind = world.state.clone();
+    let campaign = CAMPAIGN.replace("agent/a", "jobs");
+    world.text(&mut connection, &campaign);
+    let token = world.granted().token;
+    let keepalive =
+        format!(r#"{{"type":"lease_keepalive","payload":{{"name":"jobs","token":{token},"seq":1}}}}"#);
+    connection.on_text(&keepalive, world.now, Time(world.now), &behind);
+    assert!(matches!(connection.take_effects()[..], [Effect::Renew { .. }]));
+}
+
+#[test]
+fn the_places_of_a_replica_in_other_queues_outlast_its_takeover() {
+    let mut world = World::new();
+    let name = LeaseName::new("jobs").unwrap();
+    let taken = world.admin(Operation::AcquireLease {
+        name: name.clone(),
+        holder: "other".into(),
+        ttl_ms: 5_000,
+    });
+    taken.unwrap();
+    let mut one = world.replica("one");
+    let jobs = CAMPAIGN.replace("agent/a", "jobs");
+    world.text(&mut one, &jobs);
+    world.observed();
+    world.text(&mut one, CAMPAIGN);
+    let token = world.granted().token;
+    world.take_over(&mut one, token);
+    world.settle(&mut one);
+    assert_eq!(world.state.queue_len(&name), 1);
+    world.end("jobs");
+    world.settle(&mut one);
+    assert_eq!(world.granted().name, name);
+}
+
+#[test]
+fn a_loss_names_the_token_that_is_lost() {
+    let mut world = World::new();
+    let mut one = world.replica("one");
+    world.text(&mut one, CAMPAIGN);
+    let first = world.granted().token;
+    let name = LeaseName::new("agent/a").unwrap();
+    one.renewed(
+        &name,
+        Token(1),
+        Some(1),
+        Err(KeepaliveError::Lost),
+        Time(world.now),
+    );
+    world.settle(&mut one);
+    match world.frame() {
+        ServerFrame::LeaseLost(lost) => assert_eq!(lost.token, Some(Token(1))),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.take_over(&mut one, first), Some(first), "the grant stands");
 }
