@@ -185,19 +185,7 @@ impl<C: Cluster> Election<C> {
 
     /// Checks that one held the lease all the time, and might act all the time.
     fn check_unbroken(&self) {
-        let timeline = self.timeline();
-        assert_eq!(
-            timeline.tenures.len(),
-            1,
-            "the lease changed hands: {timeline:#?}"
-        );
-        let (_, tenure) = timeline.tenures.first_key_value().unwrap();
-        let gaps: Vec<_> = tenure
-            .valid
-            .windows(2)
-            .filter(|pair| pair[1].0 > pair[0].1)
-            .collect();
-        assert!(gaps.is_empty(), "the guard lapsed: {gaps:?}");
+        self.timeline().check_unbroken().unwrap();
     }
 }
 

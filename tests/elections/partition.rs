@@ -1,7 +1,7 @@
 //! The Raft leader is cut off from the other nodes, in one direction or both, while the candidates still reach
 //! all of them: so it is asked for leases that it must not renew any more, and hears or is heard all the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use regent_types::cluster::Cluster as Seen;
 
 use crate::harness::{REGENT, eventually, lacks, restrict};
 use crate::network::{Cut, Network};
+use crate::timeline::Timeline;
 use crate::{Cluster, Election, rounds};
 
 const NODES: usize = 3;
@@ -207,7 +208,7 @@ async fn cut_off(ttl_ms: u64) -> Option<Election<Apart>> {
 }
 
 /// What became of the guard in this time.
-fn in_words(timeline: &crate::Timeline, from: u64, to: u64) -> String {
+fn in_words(timeline: &Timeline, from: u64, to: u64) -> String {
     let mut least: Option<i64> = None;
     let mut pause = 0;
     for tenure in timeline.tenures.values() {
@@ -234,5 +235,93 @@ async fn a_lease_of_three_seconds_outlives_a_raft_leader_that_is_cut_off_whichev
     if let Some(mut election) = cut_off(3_000).await {
         election.check("raft leader cut off");
         election.check_unbroken();
+    }
+}
+
+/// Leases that are held at the same time, each by somebody whom nobody rivals.
+const HOLDERS: usize = 12;
+
+/// Somebody who holds a lease, with what it recorded; ended on drop.
+struct Holder {
+    process: Child,
+    record: PathBuf,
+}
+
+impl Holder {
+    fn start(cluster: &Apart, number: usize) -> Self {
+        let record = cluster.path().join(format!("holder-{number}"));
+        let mut command = crate::candidate::command("holder", &format!("lease-{number}"), 3_000, &record);
+        command
+            .env("REGENT_URL", cluster.urls().join(","))
+            .env("REGENT_TOKEN", ADMIN_TOKEN);
+        let process = cluster
+            .at_the_candidates(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, record }
+    }
+
+    fn timeline(&self) -> Timeline {
+        Timeline::read(&[("holder".to_owned(), self.record.clone())])
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Renewals that were sent to a leader that cannot answer any more must not keep those of other leases from its
+/// successor: a node has a bound on how many batches it sends at a time.
+#[tokio::test]
+async fn many_leases_of_three_seconds_outlive_a_raft_leader_that_is_cut_off_whichever_way() {
+    let Some(cluster) = Apart::start().await else {
+        return;
+    };
+    let holders: Vec<Holder> = (0..HOLDERS)
+        .map(|number| Holder::start(&cluster, number))
+        .collect();
+    let all_hold = async || {
+        eventually("all hold their leases", || async {
+            let mut timelines = holders.iter().map(Holder::timeline);
+            timelines
+                .all(|timeline| timeline.holder_at(boot_ms()).is_some())
+                .then_some(())
+        })
+        .await;
+    };
+    for _ in 0..rounds(1) {
+        for how in [Cut::Sending, Cut::Receiving, Cut::Both] {
+            all_hold().await;
+            let leader = cluster.led().await;
+            let others: Vec<usize> = (0..NODES).filter(|node| *node != leader).collect();
+            let began = boot_ms();
+            cluster.network.cut(leader, &others, how);
+            eventually("another leader", || async {
+                cluster.leader_as_seen_by(&others).filter(|now| *now != leader)
+            })
+            .await;
+            tokio::time::sleep(FOR[1]).await;
+            cluster.network.heal(leader);
+            cluster.led().await;
+            all_hold().await;
+            for (number, holder) in holders.iter().enumerate() {
+                let timeline = holder.timeline();
+                if let Err(error) = timeline.check_unbroken() {
+                    panic!("{how:?}, lease {number}: {error}");
+                }
+                if number == 0 {
+                    eprintln!(
+                        "{how:?}, the first of {HOLDERS}: {}",
+                        in_words(&timeline, began, boot_ms())
+                    );
+                }
+            }
+        }
     }
 }

@@ -111,6 +111,20 @@ impl Timeline {
         Ok(())
     }
 
+    /// One held the lease all the time, and might act all the time.
+    pub(crate) fn check_unbroken(&self) -> Result<(), String> {
+        if self.tenures.len() != 1 {
+            return Err(format!("the lease changed hands: {self:#?}"));
+        }
+        let pairs = self.tenures.values().flat_map(|tenure| tenure.valid.windows(2));
+        let gaps: Vec<_> = pairs.filter(|pair| pair[1].0 > pair[0].1).collect();
+        if gaps.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("the guard lapsed: {gaps:?}"))
+        }
+    }
+
     /// The longest time between two renewals of one tenure.
     pub(crate) fn longest_pause(&self) -> u64 {
         let pauses = self.tenures.values().flat_map(|tenure| {

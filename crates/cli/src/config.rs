@@ -19,7 +19,7 @@ pub(crate) struct UsageError(pub(crate) String);
 
 /// Variables that are not settings of `server` or `agent run`: those of the client commands, of
 /// tests, and those that sessions find in their environment.
-const OTHER_VARIABLES: [&str; 17] = [
+const OTHER_VARIABLES: [&str; 18] = [
     "url",
     "token",
     "config",
@@ -27,6 +27,7 @@ const OTHER_VARIABLES: [&str; 17] = [
     "log",
     "log_format",
     "require",
+    "rounds",
     "password",
     "session",
     "generation",

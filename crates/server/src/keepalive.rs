@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use regent_raft::{CallError, Node, ReadError};
-use regent_types::{AgentId, LeaseName, Token};
+use regent_types::{AgentId, LeaseName, NodeId, Token};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -228,14 +228,28 @@ impl Shared {
                 .await
                 .map_err(Into::into),
             Some(leader) => {
-                let body = node
-                    .call(leader, ask.encode(), deadline)
-                    .await
-                    .map_err(|error| no_answer(node, &error))?;
+                let answer = tokio::select! {
+                    answer = node.call(leader, ask.encode(), deadline) => answer,
+                    // One that was cut off never answers; its successor does.
+                    () = led_by_another(node, leader) => return Err(no_leader(node)),
+                };
+                let body = answer.map_err(|error| no_answer(node, &error))?;
                 Ok(Answer::decode(&body).unwrap_or(Answer::Done))
             }
             None => Err(no_leader(node)),
         }
+    }
+}
+
+/// Until another one leads as this node knows, or none.
+async fn led_by_another(node: &Node, leader: NodeId) {
+    let mut leadership = node.leadership();
+    if leadership
+        .wait_for(|now| now.leader != Some(leader))
+        .await
+        .is_err()
+    {
+        std::future::pending::<()>().await;
     }
 }
 
