@@ -9,6 +9,10 @@ fix:
     cargo fmt --all
     cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
+# Elections under faults, the long way: twenty rounds of each, and what was measured.
+elections ROUNDS="20":
+    REGENT_ROUNDS={{ROUNDS}} cargo test --locked --test elections -- --nocapture
+
 # A cluster to play with: three nodes and an agent.
 dev *ARGS:
     cargo run --release -- dev {{ARGS}}
