@@ -332,11 +332,12 @@ impl World {
             Message::Renewed { holder, token, seq } => {
                 let now = self.holder_now(holder);
                 let late = self.broken == Broken::CountsFromTheAnswer;
-                if let Some(guard) = self.holders[holder].guards.get_mut(&token) {
-                    if guard.acknowledged(seq, TTL) && late {
-                        let seq = guard.sending(now);
-                        guard.acknowledged(seq, TTL);
-                    }
+                if let Some(guard) = self.holders[holder].guards.get_mut(&token)
+                    && guard.acknowledged(seq, TTL)
+                    && late
+                {
+                    let seq = guard.sending(now);
+                    guard.acknowledged(seq, TTL);
                 }
             }
             Message::Lost { holder, token } => {

@@ -175,9 +175,8 @@ impl Connection {
                 campaign.decided_at = revision;
                 self.tell_grant(&lease, wall);
             }
-            Ok((revision, Ok(_))) => campaign.decided_at = revision,
-            // A newer connection of this replica is there; the state says so once it is as far.
-            Ok((revision, Err(Rejection::Superseded))) => campaign.decided_at = revision,
+            // It waits; or a newer connection of this replica is there, as the state says once it is as far.
+            Ok((revision, Ok(_) | Err(Rejection::Superseded))) => campaign.decided_at = revision,
             Ok((_, Err(rejection))) => {
                 self.campaigns.remove(&name);
                 let code = match &rejection {
