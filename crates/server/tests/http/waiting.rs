@@ -268,6 +268,6 @@ async fn a_node_that_stops_lets_its_candidates_go() {
     let node = Arc::into_inner(node).expect("nobody else has it");
     node.stop().await;
     let answer = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
-    let answer = answer.map(|response| response.status().as_u16()).unwrap_or(0);
+    let answer = answer.map_or(0, |response| response.status().as_u16());
     assert!([0, 409, 503].contains(&answer), "{answer}");
 }
