@@ -15,6 +15,7 @@ mod data_folder;
 mod events;
 mod harness;
 mod idempotency;
+mod keepalives;
 mod lease_hold;
 mod leases;
 mod liveness;

@@ -485,7 +485,10 @@ impl Leadership {
 
     /// Gives the wait, in milliseconds.
     fn campaign_after_a_pause(&mut self, now: Millis) -> Millis {
-        let pause = u64::try_from(self.backoff.next_delay().as_millis()).unwrap_or(u64::MAX);
+        // Full jitter may say none at all; a refusal is still not answered in the same moment.
+        let pause = u64::try_from(self.backoff.next_delay().as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         self.campaign = Campaign::Due(now.saturating_add(pause));
         pause
     }
