@@ -32,13 +32,15 @@ struct Outcome {
 
 pub(crate) async fn run(args: &Args, urls: &[String]) -> anyhow::Result<()> {
     ensure!(args.leases >= args.sockets && args.sockets > 0, "--leases must be at least --sockets");
+    // Names of its own: what an earlier run left behind is still held for a while.
+    let run = std::process::id();
     let mut ready = Vec::new();
     for socket in 0..args.sockets {
         let leases = args.leases / args.sockets + usize::from(socket < args.leases % args.sockets);
         let (url, api) = (urls[socket % urls.len()].clone(), urls[0].clone());
         let (token, ttl_ms) = (args.token.clone(), args.ttl_ms);
         ready.push(tokio::spawn(async move {
-            let set_up = Socket::open(socket, &url, &api, &token, leases, ttl_ms);
+            let set_up = Socket::open((run, socket), &url, &api, &token, leases, ttl_ms);
             tokio::time::timeout(SETUP_WITHIN, set_up).await.context("setting up took too long")?
         }));
     }
@@ -109,7 +111,7 @@ struct Socket {
 
 impl Socket {
     async fn open(
-        number: usize,
+        (run, number): (u32, usize),
         url: &str,
         api: &str,
         token: &str,
@@ -144,7 +146,7 @@ impl Socket {
         let (mut asked, mut granted) = (0, 0);
         while granted < leases {
             while asked < leases && asked - granted < CAMPAIGNS {
-                let campaign = json!({ "name": format!("bench/{number}/{asked}"), "ttlMs": ttl_ms });
+                let campaign = json!({ "name": format!("bench/{run}/{number}/{asked}"), "ttlMs": ttl_ms });
                 socket.stream.send(frame("lease_campaign", &campaign)).await?;
                 asked += 1;
             }
