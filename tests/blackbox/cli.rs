@@ -289,8 +289,12 @@ async fn agents_leases_templates_and_the_cluster_by_command_line() {
 
     let status = dev.json(&["cluster", "status"]);
     assert_eq!(status["members"].as_array().unwrap().len(), 3);
-    let table = dev.says(&["cluster", "status"]);
-    assert!(table.contains("leader") && table.contains("follower"), "{table}");
+    // What members say of themselves travels now and then.
+    eventually("a leader and followers in the table", || async {
+        let table = dev.says(&["cluster", "status"]);
+        (table.contains("leader") && table.contains("follower")).then_some(())
+    })
+    .await;
     assert!(dev.says(&["version"]).starts_with("regent "));
     assert!(dev.json(&["version"])["version"].is_string());
 }

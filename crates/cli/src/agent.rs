@@ -54,7 +54,7 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         (None, Some(file)) => secret_file(file)?,
         (None, None) => return Err(UsageError("no token: give --token-file (or --token)".to_owned()).into()),
         (Some(_), Some(_)) => {
-            return Err(UsageError("token and token-file are both set; keep one".to_owned()).into());
+            return Err(UsageError("token and token-file are both set, one of them perhaps by REGENT_TOKEN or REGENT_TOKEN_FILE; keep one".to_owned()).into());
         }
     };
     let labels: BTreeMap<String, String> = config

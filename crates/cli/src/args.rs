@@ -10,7 +10,12 @@ use crate::{dev, internal, logging, noun, output};
 
 /// A highly available control plane with no database beside it.
 #[derive(Debug, Parser)]
-#[command(name = "regent", version, propagate_version = true)]
+#[command(
+    name = "regent",
+    version,
+    propagate_version = true,
+    after_help = "Commands that ask a cluster take its nodes from REGENT_URL and the API token from REGENT_TOKEN."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -83,6 +83,21 @@ pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result
         .map_err(|error| UsageError(format!("the configuration is wrong: {error}")).into())
 }
 
+impl AgentConfig {
+    /// The token is set in one of two ways. A flag of either stands for both: the client's `REGENT_TOKEN`, which
+    /// many shells have, must not contradict it.
+    pub(crate) fn load(file: Option<&Path>, flags: Self) -> anyhow::Result<Self> {
+        let (token, token_file) = (flags.token.is_some(), flags.token_file.is_some());
+        let mut config = load(file, flags)?;
+        if token_file {
+            config.token = None;
+        } else if token {
+            config.token_file = None;
+        }
+        Ok(config)
+    }
+}
+
 /// Takes a setting that has no default.
 pub(crate) fn required<T>(value: Option<T>, key: &str) -> Result<T, UsageError> {
     value.ok_or_else(|| {
@@ -277,7 +292,7 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "URL,URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) servers: Option<String>,
-    /// The agent's token; --token-file keeps it out of the process list.
+    /// The agent's own token (`regent agent token ID`); --token-file keeps it out of the process list.
     #[arg(long, value_name = "T", conflicts_with = "token_file")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,
@@ -289,7 +304,8 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) runtime: Option<RuntimeKind>,
-    /// The name of this replica of the agent.
+    /// The name of this replica of the agent: several with one agent id elect their leader. A process without one
+    /// and replicas refuse each other.
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replica: Option<ReplicaName>,
@@ -297,11 +313,12 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lease_ttl: Option<Span>,
-    /// Give the lead up this long after the connection is lost, before the lease ends [default: off].
+    /// Give the lead up this long after the connection is lost, before the lease ends. The old leader may still act
+    /// for a moment when another one does; its actions are fenced [default: off].
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) release_on_disconnect: Option<Span>,
-    /// Folder for sessions and records of what was done; replicas of one host share it.
+    /// Folder for sessions and records of what was done; replicas of one host share it. Required.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<PathBuf>,

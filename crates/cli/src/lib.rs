@@ -57,7 +57,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Agent(noun::agent::Command::Run(flags)) => {
             logging::start(args.global.log_format)?;
-            threads()?.block_on(agent::run(config::load(config, *flags)?))
+            threads()?.block_on(agent::run(config::AgentConfig::load(config, *flags)?))
         }
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),

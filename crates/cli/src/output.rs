@@ -22,6 +22,11 @@ pub(crate) fn line(text: impl AsRef<str>) {
     let _ = out.flush();
 }
 
+/// Says something beside the output, for a person who waits.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "regent: {text}");
+}
+
 /// Prints an error with its causes, each once.
 pub(crate) fn error(error: &anyhow::Error) {
     let mut err = std::io::stderr().lock();

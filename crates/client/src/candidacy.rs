@@ -47,6 +47,8 @@ pub(crate) struct Granted {
 pub(crate) struct Candidacy<'a> {
     client: &'a Client,
     call: Call,
+    /// The same without waiting: leaves the queue.
+    leave: Call,
     key: String,
     slice: Duration,
     /// When the wait is over.
@@ -73,9 +75,14 @@ impl<'a> Candidacy<'a> {
             ttl_ms,
             wait_ms: wait_ms.filter(|wait| *wait > 0),
         };
+        let at_once = AcquireLease {
+            wait_ms: None,
+            ..body.clone()
+        };
         Self {
             client,
             call: Call::post(["leases", name.as_str(), "acquire"]).body(&body),
+            leave: Call::post(["leases", name.as_str(), "acquire"]).body(&at_once),
             key: new_key(),
             slice,
             until,
@@ -114,7 +121,7 @@ impl<'a> Candidacy<'a> {
             let queue_is_full = failure.error.code() == Some(Code::Busy) && !self.slice.is_zero();
             if failure.error.code() == Some(Code::LeaseHeld) {
                 if over {
-                    return Err(failure.error);
+                    return self.give_up(server, failure.error).await;
                 }
                 self.client.prefer(server);
                 held = Some(failure.error);
@@ -144,6 +151,25 @@ impl<'a> Candidacy<'a> {
                 return Err(failure.error);
             }
             tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// The wait is over. A node keeps the place for a moment, for a repetition; there will be none, so the next one
+    /// is spared that. It may have been granted at the last moment: then it is theirs.
+    async fn give_up(&self, server: usize, held: Error) -> Result<Granted, Error> {
+        if self.slice.is_zero() {
+            return Err(held);
+        }
+        let sent_at = clock::boot_ms();
+        let left = self
+            .client
+            .attempt(&self.leave, server, Some(&self.key), LAST_ANSWER);
+        match left.await {
+            Ok(answer) => Ok(Granted {
+                grant: answer.json()?,
+                sent_at,
+            }),
+            Err(_) => Err(held),
         }
     }
 

@@ -425,7 +425,7 @@ async fn a_wait_is_sliced_under_one_key_and_body_and_ends_when_it_is_over() {
     // Each "held" comes when the slice is over, as from a real node.
     let held = |seen: &Seen| {
         let problem = Problem::new(Code::LeaseHeld, "held").with("holder", "other");
-        let wait = Duration::from_millis(seen.body["waitMs"].as_u64().unwrap());
+        let wait = Duration::from_millis(seen.body["waitMs"].as_u64().unwrap_or(0));
         Act::SayAfter(wait, 409, serde_json::to_string(&problem).unwrap())
     };
     let node = Node::start(held).await;
@@ -442,9 +442,14 @@ async fn a_wait_is_sliced_under_one_key_and_body_and_ends_when_it_is_over() {
     assert_eq!(error.problem().unwrap().extra["holder"], "other");
     assert!(boot_ms() >= began + 5_000);
     let asked = node.seen("acquire");
-    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert_eq!(asked.len(), 3, "{asked:?}");
     assert_eq!((&asked[0].key, &asked[0].body), (&asked[1].key, &asked[1].body));
     assert_eq!(asked[0].body["waitMs"], 2_600);
+    // It will not come again, and says so: its place need not be kept for it.
+    assert_eq!(
+        (&asked[2].key, asked[2].body["waitMs"].as_u64()),
+        (&asked[0].key, None)
+    );
     // Without a wait it is one request, and its body says nothing of one.
     let node = Node::start(|_| refused(Code::LeaseHeld)).await;
     let error = elector(&[&node.url]).wait(Duration::ZERO).campaign().await;

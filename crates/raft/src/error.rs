@@ -11,13 +11,13 @@ use regent_types::NodeId;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// No leader became known before the deadline. Never appended.
-    #[error("no leader known; reachable members: {}", list(reachable))]
+    #[error("no leader known; reachable: {}", list(reachable))]
     NoLeader {
         /// Members that this node reaches, itself included.
         reachable: Vec<NodeId>,
     },
     /// A quorum is known to be out of reach. Never appended.
-    #[error("no quorum; reachable members: {}", list(reachable))]
+    #[error("no quorum; reachable: {}", list(reachable))]
     NoQuorum {
         /// Members that this node reaches, itself included.
         reachable: Vec<NodeId>,
@@ -60,13 +60,13 @@ impl ProposeError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// No leader became known before the deadline, or for `confirm`: this node does not lead.
-    #[error("no leader known; reachable members: {}", list(reachable))]
+    #[error("no leader known; reachable: {}", list(reachable))]
     NoLeader {
         /// Members that this node reaches, itself included.
         reachable: Vec<NodeId>,
     },
     /// A quorum is known to be out of reach.
-    #[error("no quorum; reachable members: {}", list(reachable))]
+    #[error("no quorum; reachable: {}", list(reachable))]
     NoQuorum {
         /// Members that this node reaches, itself included.
         reachable: Vec<NodeId>,
@@ -170,6 +170,9 @@ pub enum StartError {
 }
 
 fn list(nodes: &[NodeId]) -> String {
-    let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    if nodes.is_empty() {
+        return "nobody".to_owned();
+    }
+    let names: Vec<String> = nodes.iter().map(|node| format!("node {node}")).collect();
     names.join(", ")
 }

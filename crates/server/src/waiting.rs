@@ -405,6 +405,51 @@ pub(crate) async fn acquire(
     }
 }
 
+/// Leaves the queue: who asks again without waiting does not wait any more. `None` when that candidacy neither
+/// waits here nor was granted anything.
+pub(crate) async fn leave(service: &Service, wanted: &Wanted) -> Result<Option<Waited>, ServiceError> {
+    let (name, candidate) = (&wanted.name, &wanted.candidate);
+    let mut view = service.node().view();
+    if stands_here(service, wanted) {
+        let request = Request {
+            caller: Caller::Token(wanted.token.clone()),
+            idempotency: None,
+            operation: Operation::Withdraw {
+                name: name.clone(),
+                candidate: candidate.clone(),
+                at: service.waiters().at(),
+            },
+        };
+        let decided = service.propose_until(&request, REQUEST_DEADLINE).await?;
+        let deadline = Instant::now() + REQUEST_DEADLINE;
+        view = service.node().wait_for(decided.revision, deadline).await?;
+    } else if granted_to(&view.state, name, candidate).is_none() {
+        return Ok(None);
+    }
+    let Some(lease) = view.state.lease(name) else {
+        return Ok(None);
+    };
+    let own = service
+        .node()
+        .view()
+        .state
+        .principal_of(&wanted.token, service.node().cluster_now());
+    let granted = granted_to(&view.state, name, candidate);
+    let granted = granted.filter(|lease| own.is_some_and(|(principal, _)| principal == lease.owner));
+    Ok(Some(match granted {
+        Some(lease) => Waited::Granted {
+            lease: lease.clone(),
+            revision: view.revision,
+            waited: true,
+        },
+        None => Waited::Held {
+            holder: lease.holder.clone(),
+            token: lease.token,
+            revision: view.revision,
+        },
+    }))
+}
+
 /// Whether the same candidacy, with the same words, waits at this process already.
 fn stands_here(service: &Service, wanted: &Wanted) -> bool {
     let view = service.node().view();

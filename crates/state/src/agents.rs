@@ -138,10 +138,11 @@ pub(crate) fn connected(
     let runtime_changed =
         !op.runtime_id.is_empty() && !agent.runtime_id.is_empty() && op.runtime_id != agent.runtime_id;
     if runtime_changed && let Some(why) = tied_to_runtime(txn, &agent, op) {
+        // What to do comes first: the reason of a closed connection has little room.
         return Err(Rejection::WrongState(format!(
-            "agent {} {why} on runtime {:?}; this connection offers {:?}. Stop the sessions and the other \
-             replicas, or remove the agent by force, before it moves",
-            op.agent, agent.runtime_id, op.runtime_id
+            "another runtime than the agent's: stop its sessions and replicas first, or remove it by force; \
+             {why} on {:?}, this is {:?}",
+            agent.runtime_id, op.runtime_id
         )));
     }
     if !op.runtime_id.is_empty() {
@@ -264,10 +265,10 @@ fn lease_is_ours(txn: &Txn<'_>, name: &LeaseName, replica: &ReplicaName) -> bool
 /// another replica that would start every session a second time.
 fn tied_to_runtime(txn: &Txn<'_>, agent: &Agent, op: &AgentConnected) -> Option<String> {
     if let Some(session) = on_runtime(txn, &op.agent) {
-        return Some(format!("runs sessions, {session} among them,"));
+        return Some(format!("session {session} runs"));
     }
     let other = agent.connections.keys().find(|replica| **replica != op.replica)?;
-    Some(format!("has another replica, {other},"))
+    Some(format!("replica {other} is"))
 }
 
 /// A session that may run on the agent's runtime now: one that was at least sent there.

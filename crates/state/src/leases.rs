@@ -154,7 +154,13 @@ pub(crate) fn expire(
         else {
             continue;
         };
-        let reason = format!("not heard from for {} ms", lease.ttl_ms);
+        let reason = match lease.kept {
+            Keeping::Gateway(..) => format!("not heard from for {} ms", lease.ttl_ms),
+            // Of one that was promoted and never renewed, long before its TTL.
+            Keeping::Holder | Keeping::Candidacy(..) | Keeping::Replica(_) => {
+                "not renewed in time".to_owned()
+            }
+        };
         end(txn, &lease, EventKind::LeaseExpired, &reason);
         ended += 1;
     }

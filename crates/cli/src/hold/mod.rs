@@ -40,8 +40,26 @@ const NOT_FOUND: u8 = 127;
 /// A process that a signal has ended: this and its number.
 const SIGNALLED: i32 = 128;
 
+/// How long it waits for the lease before it says so.
+const ANNOUNCE_AFTER: Duration = Duration::from_secs(1);
+
+/// What `--help` says beside the flags.
+const ABOUT: &str = "\
+The program is ended (TERM, then KILL, its whole process group) before the lease can be another's: also when the lease
+is lost, and when `hold` itself is killed or frozen, by a watchdog of its own. TERM, INT, HUP, QUIT, USR1 and USR2 are
+passed on to it. The API token comes from the variable REGENT_TOKEN.
+
+Exit codes:
+  the program's own, or 128 + N when signal N ended it
+  124  the lease was lost, and the program was ended for it
+  125  the lease was not acquired within --wait (0 asks once), or `hold` itself failed
+  126  the program cannot be executed
+  127  the program was not found
+  2    wrong usage";
+
 /// Flags of `regent lease hold`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = ABOUT)]
 pub(crate) struct HoldArgs {
     /// The name of the lease.
     name: LeaseName,
@@ -74,12 +92,22 @@ async fn hold(args: HoldArgs, global: &Global) -> anyhow::Result<u8> {
     let mut signals = holder::Signals::new().context("cannot take signals")?;
     let holder = args.holder.unwrap_or_else(default_holder);
     let ttl = Duration::from_millis(args.ttl.millis());
+    let name = args.name.clone();
     let mut elector = LeaderElector::new(noun::client(global)?, args.name, holder).ttl(ttl);
     if let Some(wait) = args.wait {
         elector = elector.wait(wait.duration());
     }
+    // Silence for ever would look the same for a lease that is held and a URL that is wrong.
+    let announce = async {
+        tokio::time::sleep(ANNOUNCE_AFTER).await;
+        output::note(&format!(
+            "waiting for lease {name}; `regent lease get {name}` shows who holds it"
+        ));
+        std::future::pending::<std::convert::Infallible>().await
+    };
     let leadership = tokio::select! {
-        campaigned = elector.campaign() => campaigned?,
+        campaigned = elector.campaign() => campaigned.map_err(|error| noun::with_hint(error.into()))?,
+        never = announce => match never {},
         // The campaign ends with its connection.
         signal = signals.next() => return Ok(u8::try_from(SIGNALLED + signal).unwrap_or(FAILED)),
     };

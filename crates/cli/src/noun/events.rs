@@ -37,13 +37,16 @@ pub(super) fn print(format: Format, event: &Event) -> anyhow::Result<()> {
             let state = ["state", "status"]
                 .iter()
                 .find_map(|key| event.record.get(key)?.as_str());
+            let reason = event.reason.as_deref().map(|why| format!(": {why}"));
             output::line(format!(
-                "{}  {:<14} {:<22} {}  {}",
+                "{}  {:<14} {:<22} {}  {}  by {}{}",
                 event.time,
                 event.id,
                 event.kind,
                 event.subject,
-                state.unwrap_or_default()
+                state.unwrap_or_default(),
+                event.by,
+                reason.unwrap_or_default()
             ));
         }
     }

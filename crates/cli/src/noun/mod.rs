@@ -24,6 +24,29 @@ use crate::output;
 
 /// Runs one command that asks a cluster.
 pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
+    asked(command, global).await.map_err(with_hint)
+}
+
+/// Who was refused for want of a token is told where it is taken from.
+pub(crate) fn with_hint(error: anyhow::Error) -> anyhow::Error {
+    let unauthenticated = error
+        .downcast_ref::<regent_client::Error>()
+        .is_some_and(|error| error.code() == Some(regent_types::Code::Unauthenticated));
+    if unauthenticated && api_token().is_none() {
+        error.context("REGENT_TOKEN is not set: set it to an API token")
+    } else {
+        error
+    }
+}
+
+/// The API token of client commands.
+fn api_token() -> Option<String> {
+    std::env::var("REGENT_TOKEN")
+        .ok()
+        .filter(|token| !token.is_empty())
+}
+
+async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
     let format = global.output;
     let client = || client(global);
     match command {
@@ -46,9 +69,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()>
 
 /// A client of the cluster that the flags name, as whoever the environment's token is.
 pub(crate) fn client(global: &Global) -> Result<Client, regent_client::Error> {
-    let token = std::env::var("REGENT_TOKEN").ok().filter(|t| !t.is_empty());
     let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Client::new(servers, token)
+    Client::new(servers, api_token())
 }
 
 /// Reads a JSON document from a file, or from standard input for `-`.

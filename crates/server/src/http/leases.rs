@@ -54,7 +54,8 @@ pub(super) struct ListLeases {
     min_index: Option<Revision>,
 }
 
-/// Lists the leases that are held, by name. Users and agents see their own only.
+/// Lists the leases that are held, by name. Users and agents see their own only. Of those who wait for each the first
+/// ten are shown; a lease's own GET shows all.
 #[utoipa::path(get, path = "/api/v1/leases", tag = "leases", params(ListLeases),
     responses((status = 200, description = "One page", body = api::LeaseList), ReadProblems))]
 pub(super) async fn list(reading: Reading, Query(query): Query<ListLeases>) -> Result<Response> {
@@ -158,6 +159,9 @@ pub(super) async fn acquire(
     if wait_ms > 0 {
         return waited(&writing, name, body, Duration::from_millis(wait_ms)).await;
     }
+    if let Some(left) = gave_up(&writing, &name, &body).await? {
+        return answered(left);
+    }
     let operation = Operation::AcquireLease {
         name: name.clone(),
         holder: body.holder,
@@ -190,7 +194,26 @@ async fn waited(
         ttl_ms: body.ttl_ms,
         token: writing.caller.token.clone(),
     };
-    match waiting::acquire(&writing.service, wanted, wait).await? {
+    answered(waiting::acquire(&writing.service, wanted, wait).await?)
+}
+
+/// One that waited under this key and asks without waiting leaves the queue, with the grant if it was given one.
+async fn gave_up(writing: &Writing, name: &LeaseName, body: &api::AcquireLease) -> Result<Option<Waited>> {
+    let Some(given) = &writing.idempotency else {
+        return Ok(None);
+    };
+    let wanted = waiting::Wanted {
+        candidate: ids::candidate_id(Some(given.key)),
+        name: name.clone(),
+        holder: body.holder.clone(),
+        ttl_ms: body.ttl_ms,
+        token: writing.caller.token.clone(),
+    };
+    Ok(waiting::leave(&writing.service, &wanted).await?)
+}
+
+fn answered(waited: Waited) -> Result<Response> {
+    match waited {
         Waited::Granted {
             lease,
             revision,

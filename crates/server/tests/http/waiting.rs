@@ -121,6 +121,27 @@ async fn a_repetition_under_the_same_key_keeps_its_place_and_finds_its_grant() {
     second.abort();
 }
 
+/// Who gives up must not be promoted in the moment in which its place is kept for a repetition.
+#[tokio::test]
+async fn who_asks_again_without_waiting_leaves_the_queue_at_once() {
+    let node = Arc::new(TestNode::start().await);
+    let token = take(&node, "first").await;
+    let first = wait(&node, "a", 300, "key-a");
+    candidates(&node, &["a"]).await;
+    first.await.unwrap().is_problem(409, "lease_held");
+    let left = node.send(request(&node, "a", 0, "key-a")).await;
+    left.is_problem(409, "lease_held");
+    assert_eq!(left.body["token"].as_u64(), Some(token));
+    candidates(&node, &[]).await;
+    // One that was promoted meanwhile gets what it waited for.
+    let second = wait(&node, "b", 300, "key-b");
+    candidates(&node, &["b"]).await;
+    second.await.unwrap().is_problem(409, "lease_held");
+    release(&node, token).await;
+    let grant = node.send(request(&node, "b", 0, "key-b")).await.is(200).body;
+    assert_eq!((&grant["holder"], &grant["waited"]), (&json!("b"), &json!(true)));
+}
+
 #[tokio::test]
 async fn a_candidate_that_hangs_up_leaves_the_queue_at_once() {
     let node = Arc::new(TestNode::start().await);
