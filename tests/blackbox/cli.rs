@@ -461,3 +461,30 @@ fn an_unknown_key_of_the_configuration_is_an_error_that_names_it() {
     let (code, _, err) = bare(&["server", "--heartbeat", "5 parsecs"], &[]);
     assert_eq!(code, 2, "{err}");
 }
+
+/// Whoever pasted the two lines of `dev` has an admin's token in `REGENT_TOKEN`. A flag stands before it.
+#[test]
+fn the_token_file_of_an_agent_is_taken_whatever_token_the_shell_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.token").display().to_string();
+    let data = folder.path().join("data").display().to_string();
+    let output = std::process::Command::new(REGENT)
+        .args([
+            "agent",
+            "run",
+            "--agent-id",
+            "a",
+            "--servers",
+            "http://127.0.0.1:1",
+        ])
+        .args(["--token-file", &missing, "--data", &data])
+        .env("REGENT_TOKEN", "of somebody else")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("missing.token") && said.contains("cannot be read"),
+        "{said}"
+    );
+}

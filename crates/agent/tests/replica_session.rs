@@ -505,6 +505,21 @@ fn a_leader_that_reconnects_too_late_stands_by() {
     }
 }
 
+/// A keepalive of an earlier grant may be answered after the next one came.
+#[test]
+fn the_loss_of_an_earlier_token_does_not_end_a_newer_grant() {
+    let mut replica = Replica::leading(0, 9);
+    for (token, ends) in [(8, false), (9, true)] {
+        let loss = ServerFrame::LeaseLost(LeaseReasonFrame {
+            token: Some(Token(token)),
+            name: lease(),
+            reason: "expired".to_owned(),
+        });
+        replica.told(0, loss);
+        assert_eq!(replica.0.permit().is_none(), ends, "token {token}");
+    }
+}
+
 #[test]
 fn a_loss_counts_also_before_the_welcome() {
     let mut replica = Replica::leading(0, 9);

@@ -2,9 +2,9 @@
 
 use clap::Subcommand;
 use regent_client::Client;
-use regent_types::AgentId;
 use regent_types::agent::{Agent, AgentStatus, DrainAgent, SchedulingState};
 use regent_types::duration::Span;
+use regent_types::{AgentId, ReplicaName};
 
 use crate::config::AgentConfig;
 use crate::output::{self, Format, or_dash};
@@ -54,13 +54,14 @@ pub(crate) enum Command {
     },
 }
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "ID",
     "PLATFORM",
     "REGION",
     "STATUS",
     "SCHEDULING",
     "SESSIONS",
+    "LEADER",
     "NODE",
     "LAST HEARTBEAT",
 ];
@@ -86,9 +87,20 @@ fn row(a: &Agent) -> Vec<String> {
             a.allocated.sessions,
             or_dash(a.capacity.max_sessions.as_ref())
         ),
+        leader(a),
         or_dash(a.node.as_ref()),
         or_dash(a.last_heartbeat.as_ref()),
     ]
+}
+
+/// The replica that leads; a dash for an agent without replicas.
+fn leader(a: &Agent) -> String {
+    let named = |name: &ReplicaName| !name.as_str().is_empty();
+    match a.replicas.iter().find(|replica| replica.leader) {
+        Some(leader) if named(&leader.name) => leader.name.to_string(),
+        None if a.replicas.iter().any(|replica| named(&replica.name)) => "none".to_owned(),
+        Some(_) | None => "-".to_owned(),
+    }
 }
 
 /// Runs it.

@@ -132,7 +132,9 @@ async fn who_asks_again_without_waiting_leaves_the_queue_at_once() {
     let left = node.send(request(&node, "a", 0, "key-a")).await;
     left.is_problem(409, "lease_held");
     assert_eq!(left.body["token"].as_u64(), Some(token));
-    candidates(&node, &[]).await;
+    // Not a moment later: the place would be kept for a repetition for two seconds.
+    let lease = node.get(LEASE).await.is(200).body;
+    assert_eq!(lease["candidates"], json!([]));
     // One that was promoted meanwhile gets what it waited for.
     let second = wait(&node, "b", 300, "key-b");
     candidates(&node, &["b"]).await;
