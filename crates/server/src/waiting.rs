@@ -26,7 +26,7 @@ use crate::service::{REQUEST_DEADLINE, Service, ServiceError, wall_now};
 /// Seats of one node at most: a waiting request costs its connection and some kilobytes.
 const MAX_SEATS: usize = 50_000;
 /// How long a seat is kept after its request ran out of time, so that a repetition finds its place.
-pub(crate) const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(2);
 /// How long a withdrawal is tried. What it does not reach lapses, or runs out.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(5);
 /// How often candidates without a seat are looked for; those that are found twice are withdrawn.

@@ -16,6 +16,7 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use regent_state::operation::{AgentConnected, Campaign};
 use regent_state::record::WaitsAt;
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
+use regent_types::lease::MAX_TTL_MS;
 use regent_types::{
     AgentId, CandidateId, CommandId, Epoch, LeaseName, ReplicaName, Revision, Token, TokenId,
 };
@@ -33,6 +34,10 @@ use crate::waiting;
 const SEND_QUEUE: usize = 256;
 /// What one connection may have under way; beyond it its frames wait in its socket.
 const MAX_WORK: usize = 1_024;
+/// Early releases whose grace one node counts at once, so that agents that come and go cannot fill it with them.
+/// Beyond it leases run out by their TTLs, as they do when a node dies.
+const MAX_EARLY: usize = 20_000;
+static EARLY: Semaphore = Semaphore::const_new(MAX_EARLY);
 /// Releases of one connection that are under way: each writes to the log.
 const MAX_RELEASES: usize = 64;
 /// How long one frame may take to be written before the agent counts as gone.
@@ -467,6 +472,12 @@ fn release_early(
     leases: Vec<(LeaseName, Token, u64)>,
 ) {
     for (name, token, grace_ms) in leases {
+        // No lease lasts longer than this, so a longer grace would wait for nothing.
+        let grace = Duration::from_millis(grace_ms.min(MAX_TTL_MS));
+        let Ok(permit) = EARLY.try_acquire() else {
+            tracing::debug!(lease = %name, "too many early releases at once; the lease will run out");
+            continue;
+        };
         let operation = Operation::ReleaseAbandoned {
             name,
             token,
@@ -476,10 +487,11 @@ fn release_early(
         };
         let (service, request) = (service.clone(), own(service, operation));
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(grace_ms)).await;
+            tokio::time::sleep(grace).await;
             if let Err(error) = propose_until(&service, request, HAND_WITHIN).await {
                 tracing::debug!(error, "a lease was not given up early; it will run out");
             }
+            drop(permit);
         });
     }
 }
