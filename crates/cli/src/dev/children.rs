@@ -1,8 +1,9 @@
 //! The children of `regent dev`: started, watched, ended. Invariant: nothing that they started is
 //! left when `end` returns, and nothing for long when this process is killed.
 
-use std::fs::OpenOptions;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ const END_WITHIN: Duration = Duration::from_secs(8);
 /// How often ended children are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The most of a log's end that is shown, in bytes.
+const LAST_WORDS: u64 = 1_000;
+
 /// How long session processes may take to end after the keeper: their shims give them 2 s.
 const SESSIONS_END_WITHIN: Duration = Duration::from_secs(6);
 
@@ -24,7 +28,42 @@ const SESSIONS_END_WITHIN: Duration = Duration::from_secs(6);
 pub(super) struct Children {
     keeper: Child,
     lifeline: ProcessId,
-    all: Vec<(String, Child, Option<ExitStatus>)>,
+    all: Vec<Started>,
+}
+
+struct Started {
+    name: String,
+    process: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+}
+
+impl Started {
+    /// Looks whether it has ended; says so once.
+    fn ended_now(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_some() {
+            return None;
+        }
+        self.ended = self.process.try_wait().ok().flatten();
+        self.ended
+    }
+
+    /// The last line of its log: a process that gives up says why there.
+    fn last_words(&self) -> String {
+        let read = || {
+            let mut log = File::open(&self.log)?;
+            let length = log.metadata()?.len();
+            log.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+            let mut tail = Vec::new();
+            log.read_to_end(&mut tail)?;
+            std::io::Result::Ok(String::from_utf8_lossy(&tail).into_owned())
+        };
+        let tail = read().unwrap_or_default();
+        tail.lines()
+            .next_back()
+            .unwrap_or("nothing in its log")
+            .to_owned()
+    }
 }
 
 impl Children {
@@ -53,13 +92,13 @@ impl Children {
 
     /// Starts one, its output appended to a log file; gives its pid.
     pub(super) fn spawn(&mut self, name: &str, command: &[String], log: &Path) -> anyhow::Result<u32> {
-        let log = OpenOptions::new().create(true).append(true).open(log)?;
+        let output = OpenOptions::new().create(true).append(true).open(log)?;
         let (program, args) = command.split_first().expect("a command has a program");
         let child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(output.try_clone()?)
+            .stderr(output)
             // Ctrl-C is for `dev`, which ends its children in order.
             .process_group(0)
             .env_remove("REGENT_URL")
@@ -67,17 +106,20 @@ impl Children {
             .spawn()
             .with_context(|| format!("{name} cannot be started"))?;
         let pid = child.id().context("the child ended at once")?;
-        self.all.push((name.to_owned(), child, None));
+        self.all.push(Started {
+            name: name.to_owned(),
+            process: child,
+            log: log.to_owned(),
+            ended: None,
+        });
         Ok(pid)
     }
 
-    /// What ended, in words, if anything did.
+    /// What ended since it was last asked, and its last words, if anything did.
     pub(super) fn first_that_ended(&mut self) -> Option<String> {
-        self.all.iter_mut().find_map(|(name, child, ended)| {
-            if ended.is_none() {
-                *ended = child.try_wait().ok().flatten();
-            }
-            ended.map(|status| format!("{name} ended ({status})"))
+        self.all.iter_mut().find_map(|child| {
+            let status = child.ended_now()?;
+            Some(format!("{} ended ({status}): {}", child.name, child.last_words()))
         })
     }
 
@@ -89,16 +131,9 @@ impl Children {
                 () = &mut end => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            for (name, child, ended) in &mut self.all {
-                if ended.is_none()
-                    && let Some(status) = child.try_wait().ok().flatten()
-                {
-                    *ended = Some(status);
-                    let told = anyhow::anyhow!(
-                        "{name} ended ({status}); dev.json has the command that starts it again"
-                    );
-                    crate::output::error(&told);
-                }
+            while let Some(ended) = self.first_that_ended() {
+                let told = anyhow::anyhow!("{ended}\ndev.json has the command that starts it again");
+                crate::output::error(&told);
             }
         }
     }
@@ -107,17 +142,22 @@ impl Children {
     /// keeper, and with it the session processes, which are those that live in `folder`.
     pub(super) async fn end(&mut self, folder: &Path) {
         let deadline = Instant::now() + END_WITHIN;
-        for (_, child, ended) in self.all.iter_mut().rev() {
-            if ended.is_some() {
+        for child in self.all.iter_mut().rev() {
+            if child.ended.is_some() {
                 continue;
             }
-            if let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+            if let Some(pid) = child
+                .process
+                .id()
+                .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+            {
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
-        for (_, child, _) in self.all.iter_mut().rev() {
-            if tokio::time::timeout_at(deadline, child.wait()).await.is_err() {
-                let _ = child.kill().await;
+        for child in self.all.iter_mut().rev() {
+            let wait = tokio::time::timeout_at(deadline, child.process.wait());
+            if wait.await.is_err() {
+                let _ = child.process.kill().await;
             }
         }
         let _ = self.keeper.kill().await;

@@ -11,7 +11,7 @@ use rand::distr::Alphanumeric;
 use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::ports;
+use super::ports::{self, Ports};
 use crate::config::RuntimeKind;
 
 /// Where the first node is served when nothing else is asked for.
@@ -58,6 +58,8 @@ pub(super) struct Folder {
     path: PathBuf,
     /// Locked until this process ends.
     _lock: fs::File,
+    /// The ports that were chosen for it.
+    held: Vec<Ports>,
 }
 
 impl Folder {
@@ -80,16 +82,25 @@ impl Folder {
                 path.display()
             );
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            _lock: lock,
+            held: Vec::new(),
+        })
     }
 
     /// Decides ports and commands: those of the last start, when there was one.
-    pub(super) fn plan(&self, nodes: u64, http_port: Option<u16>, lifeline: &str) -> anyhow::Result<DevFile> {
+    pub(super) fn plan(
+        &mut self,
+        nodes: u64,
+        http_port: Option<u16>,
+        lifeline: &str,
+    ) -> anyhow::Result<DevFile> {
         let mut file = if let Some(file) = self.read()? {
             self.planned_again(file, nodes, http_port)?
         } else {
-            let http = http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
-            let peer = ports::free(http.len())?;
+            let http = self.http_ports(http_port.unwrap_or(DEFAULT_HTTP_PORT), nodes)?;
+            let peer = self.any_ports(http.len(), &http)?;
             let nodes = http
                 .iter()
                 .zip(&peer)
@@ -132,7 +143,7 @@ impl Folder {
 
     /// The plan of the last start, with other HTTP ports if so asked.
     fn planned_again(
-        &self,
+        &mut self,
         mut file: DevFile,
         nodes: u64,
         http_port: Option<u16>,
@@ -144,11 +155,32 @@ impl Folder {
             self.path.display(),
         );
         if let Some(port) = http_port {
-            for (node, port) in file.nodes.iter_mut().zip(http_ports(port, nodes)?) {
+            for (node, port) in file.nodes.iter_mut().zip(self.http_ports(port, nodes)?) {
                 node.http = format!("http://127.0.0.1:{port}");
             }
         }
         Ok(file)
+    }
+
+    fn http_ports(&mut self, first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
+        let count = usize::try_from(nodes)?;
+        if first == 0 {
+            return self.any_ports(count, &[]);
+        }
+        let last = u64::from(first) + nodes - 1;
+        anyhow::ensure!(
+            u16::try_from(last).is_ok(),
+            "ports {first} to {last} do not exist"
+        );
+        Ok((first..).take(count).collect())
+    }
+
+    /// Ports that are this folder's as long as it is open.
+    fn any_ports(&mut self, count: usize, taken: &[u16]) -> anyhow::Result<Vec<u16>> {
+        let ports = Ports::choose(count, taken)?;
+        let numbers = ports.numbers().collect();
+        self.held.push(ports);
+        Ok(numbers)
     }
 
     fn node_command(&self, node: &NodeProcess, members: &str, lifeline: &str) -> anyhow::Result<Vec<String>> {
@@ -269,19 +301,6 @@ fn program() -> anyhow::Result<String> {
     path.into_os_string()
         .into_string()
         .map_err(|p| anyhow::anyhow!("the path {} is not text", p.display()))
-}
-
-fn http_ports(first: u16, nodes: u64) -> anyhow::Result<Vec<u16>> {
-    let count = usize::try_from(nodes)?;
-    if first == 0 {
-        return ports::free(count);
-    }
-    let last = u64::from(first) + nodes - 1;
-    anyhow::ensure!(
-        u16::try_from(last).is_ok(),
-        "ports {first} to {last} do not exist"
-    );
-    Ok((first..).take(count).collect())
 }
 
 fn secret(prefix: &str) -> String {

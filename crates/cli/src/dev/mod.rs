@@ -68,11 +68,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => unreachable!("one of the two was just made"),
     };
-    let folder = Folder::open(&path)?;
+    let mut folder = Folder::open(&path)?;
     let path = path.canonicalize()?;
     let mut children = Children::new()?;
     let result = tokio::select! {
-        result = start(&args, &folder, &mut children) => result,
+        result = start(&args, &mut folder, &mut children) => result,
         () = signals.end() => {
             children.end(&path).await;
             return Ok(ExitCode::SUCCESS);
@@ -103,7 +103,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn start(args: &DevArgs, folder: &Folder, children: &mut Children) -> anyhow::Result<DevFile> {
+async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> anyhow::Result<DevFile> {
     let deadline = Instant::now() + READY_WITHIN;
     let lifeline = children.lifeline().to_string();
     let mut file = folder.plan(args.nodes, args.http_port, &lifeline)?;
@@ -182,7 +182,7 @@ async fn until<F: Future<Output = bool>>(
             return Ok(());
         }
         if let Some(ended) = children.first_that_ended() {
-            anyhow::bail!("{ended} before {what} was there");
+            anyhow::bail!("before {what} was there, {ended}");
         }
         anyhow::ensure!(
             Instant::now() < deadline,
