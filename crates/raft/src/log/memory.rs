@@ -135,8 +135,10 @@ impl MemoryEngine {
 }
 
 impl Engine for MemoryEngine {
-    fn insert(&self, index: u64, record: &[u8]) -> Result<(), LogError> {
-        self.write(Write::Insert(index, record.to_vec()))
+    fn append(&self, first: u64, records: &[Vec<u8>]) -> Result<(), LogError> {
+        (first..)
+            .zip(records)
+            .try_for_each(|(index, record)| self.write(Write::Insert(index, record.clone())))
     }
 
     fn remove(&self, index: u64) -> Result<(), LogError> {
@@ -229,11 +231,10 @@ mod tests {
     fn a_crash_loses_exactly_the_unsynced() {
         let disk = MemoryDisk::default();
         let engine = disk.engine();
-        engine.insert(1, b"a").unwrap();
-        engine.insert(2, b"b").unwrap();
+        engine.append(1, &[b"a".to_vec(), b"b".to_vec()]).unwrap();
         engine.put("x", b"old").unwrap();
         engine.sync(&Promise::default()).unwrap();
-        engine.insert(3, b"c").unwrap();
+        engine.append(3, &[b"c".to_vec()]).unwrap();
         engine.remove(1).unwrap();
         engine.put("x", b"new").unwrap();
         assert_eq!(records(&*engine), [2, 3]);
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(records(&*after), [1, 2]);
         assert_eq!(after.get("x").unwrap().unwrap(), b"old");
         assert!(
-            engine.insert(4, b"d").is_err(),
+            engine.append(4, &[b"d".to_vec()]).is_err(),
             "an engine from before the crash writes no more"
         );
     }

@@ -52,8 +52,9 @@ pub(crate) const MAX_METADATA: usize = 4 * 1024;
 /// Order is the contract: an implementation may lose what was not synced in a crash, but only a suffix of
 /// the writes, never something from the middle.
 pub(crate) trait Engine: Send + Sync + 'static {
-    /// Stores the record of `index`. The caller appends in order and never overwrites.
-    fn insert(&self, index: u64, record: &[u8]) -> Result<(), LogError>;
+    /// Stores the records of `first` and the indexes that follow it. The caller appends in order and never
+    /// overwrites. What is given together may be stored together, but is read and removed one by one.
+    fn append(&self, first: u64, records: &[Vec<u8>]) -> Result<(), LogError>;
 
     /// Removes the record of `index`; nothing happens when there is none.
     fn remove(&self, index: u64) -> Result<(), LogError>;

@@ -3,8 +3,10 @@
 //! - `flush` is `pwrite` plus `sync_file_range`: it makes nothing durable. After it we sync a handle of our
 //!   own to sled's file, and only then is a promise kept.
 //! - A value over 131,052 bytes goes to a blob file that is never synced, and so does a consolidated leaf of
-//!   that size, which holds up to 17 entries. So a record is cut into parts small enough that a full leaf of
-//!   them stays below: nothing is ever too large, and nothing leaves the synced file.
+//!   that size, which holds up to 17 entries. So no value is larger than a part, which is small enough that a
+//!   full leaf of them stays below: nothing is ever too large, and nothing leaves the synced file.
+//! - An insert costs sled some microseconds and, when a leaf is rewritten, its bytes again. So records that
+//!   are appended together are one value, as many as fit one part; a longer record is cut into parts.
 //! - Plain inserts from one thread, in order. No batches, no transactions, no subscribers, no `flush_async`:
 //!   the first use of those flips a process-wide lock or can deadlock.
 //! - The flusher must run (`flush_every_ms`): segments are freed only there.
@@ -27,8 +29,12 @@ use crate::folder::DataFolder;
 const PART: usize = 7 * 1024;
 /// Key: index and number of the part, big-endian, so that keys sort as the log does.
 const KEY: usize = 10;
-/// The first part begins with the number of parts, little-endian.
+/// A value that begins a record or a group of them starts with the number of its parts, little-endian.
 const PARTS_HEADER: usize = 2;
+/// The number that says: a group of whole records, each after its length.
+const GROUP: u16 = 0;
+/// The length before each record of a group, little-endian.
+const LENGTH: usize = 2;
 /// sled's page cache. The default of 1 GiB is more than a control plane should take; the log's tail is in
 /// our own memory, so sled reads only on start and for a follower that is far behind.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -121,39 +127,172 @@ impl SledEngine {
     }
 }
 
-impl Engine for SledEngine {
-    fn insert(&self, index: u64, record: &[u8]) -> Result<(), LogError> {
-        let first_len = record.len().min(PART);
-        let (first, rest) = record.split_at(first_len);
-        let parts = u16::try_from(1 + rest.len().div_ceil(PART))
+/// Records in a row that are stored as one value.
+struct Group {
+    first: u64,
+    value: Vec<u8>,
+}
+
+impl Group {
+    /// The longest record that a group takes.
+    const LARGEST: usize = PART - LENGTH;
+
+    fn at(first: u64) -> Self {
+        Self {
+            first,
+            value: GROUP.to_le_bytes().to_vec(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.value.len() == PARTS_HEADER
+    }
+
+    fn fits(&self, record: &[u8]) -> bool {
+        self.value.len() + LENGTH + record.len() <= PARTS_HEADER + PART
+    }
+
+    fn push(&mut self, record: &[u8]) {
+        let len = u16::try_from(record.len()).expect("a record that fits a part has a small length");
+        self.value.extend_from_slice(&len.to_le_bytes());
+        self.value.extend_from_slice(record);
+    }
+}
+
+impl SledEngine {
+    fn insert_group(&self, group: &Group) -> Result<(), LogError> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        self.store(&key(group.first, 0), &group.value)
+    }
+
+    /// Stores a record that is longer than a part.
+    fn insert_parts(&self, index: u64, record: &[u8]) -> Result<(), LogError> {
+        let parts = u16::try_from(record.len().div_ceil(PART))
             .map_err(|_| self.damaged(format!("the record of index {index} is impossibly large")))?;
-        let mut value = Vec::with_capacity(PARTS_HEADER + first.len());
-        value.extend_from_slice(&parts.to_le_bytes());
-        value.extend_from_slice(first);
-        self.records
-            .insert(key(index, 0), value)
-            .map_err(|e| self.failed(e))?;
-        for (part, bytes) in (1_u16..).zip(rest.chunks(PART)) {
-            self.records
-                .insert(key(index, part), bytes)
-                .map_err(|e| self.failed(e))?;
+        for (part, bytes) in (0..).zip(record.chunks(PART)) {
+            if part > 0 {
+                self.store(&key(index, part), bytes)?;
+                continue;
+            }
+            let mut value = Vec::with_capacity(PARTS_HEADER + bytes.len());
+            value.extend_from_slice(&parts.to_le_bytes());
+            value.extend_from_slice(bytes);
+            self.store(&key(index, part), &value)?;
         }
         Ok(())
     }
 
+    fn store(&self, key: &[u8], value: &[u8]) -> Result<(), LogError> {
+        self.records
+            .insert(key, value)
+            .map(drop)
+            .map_err(|e| self.failed(e))
+    }
+
+    fn take(&self, key: &[u8]) -> Result<(), LogError> {
+        self.records.remove(key).map(drop).map_err(|e| self.failed(e))
+    }
+
+    /// The value that holds `index`, if any does: the last one that does not begin after it.
+    fn at_or_before(&self, index: u64) -> Result<Option<(sled::IVec, sled::IVec)>, LogError> {
+        self.records
+            .range(..=key(index, u16::MAX))
+            .next_back()
+            .transpose()
+            .map_err(|e| self.failed(e))
+    }
+
+    fn parse_key(&self, key: &[u8]) -> Result<(u64, u16), LogError> {
+        parse_key(key).ok_or_else(|| self.damaged("a key has the wrong length".to_owned()))
+    }
+
+    /// The number of parts that the value of a first part begins with, and the rest.
+    fn parse_value<'a>(&self, index: u64, value: &'a [u8]) -> Result<(u16, &'a [u8]), LogError> {
+        value
+            .split_first_chunk()
+            .map(|(parts, rest)| (u16::from_le_bytes(*parts), rest))
+            .ok_or_else(|| self.damaged(format!("the record of index {index} is empty")))
+    }
+
+    /// Calls `visit` with each record of a group until it answers `false`.
+    fn visit_group(&self, first: u64, mut bytes: &[u8], visit: &mut Visit<'_>) -> Result<(), LogError> {
+        for index in first.. {
+            if bytes.is_empty() {
+                break;
+            }
+            let Some((record, rest)) = bytes
+                .split_first_chunk()
+                .and_then(|(len, rest)| rest.split_at_checked(usize::from(u16::from_le_bytes(*len))))
+            else {
+                return Err(self.damaged(format!("the record of index {index} is cut short")));
+            };
+            if !visit(index, record)? {
+                break;
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Engine for SledEngine {
+    fn append(&self, first: u64, records: &[Vec<u8>]) -> Result<(), LogError> {
+        let mut group = Group::at(first);
+        for (index, record) in (first..).zip(records) {
+            if group.fits(record) {
+                group.push(record);
+                continue;
+            }
+            self.insert_group(&group)?;
+            if record.len() > Group::LARGEST {
+                self.insert_parts(index, record)?;
+                group = Group::at(index + 1);
+            } else {
+                group = Group::at(index);
+                group.push(record);
+            }
+        }
+        self.insert_group(&group)
+    }
+
     fn remove(&self, index: u64) -> Result<(), LogError> {
-        let Some(first) = self.records.get(key(index, 0)).map_err(|e| self.failed(e))? else {
+        let Some((found, value)) = self.at_or_before(index)? else {
             return Ok(());
         };
-        let parts = first
-            .split_first_chunk()
-            .map(|(parts, _)| u16::from_le_bytes(*parts))
-            .ok_or_else(|| self.damaged(format!("the record of index {index} is empty")))?;
+        let (first, part) = self.parse_key(&found)?;
+        let (parts, bytes) = match part {
+            0 => self.parse_value(first, &value)?,
+            _ => (part + 1, &value[..]),
+        };
+        if parts == GROUP {
+            let mut kept = Group::at(first);
+            let mut holds_it = false;
+            self.visit_group(first, bytes, &mut |at, record| {
+                if at < index {
+                    kept.push(record);
+                } else {
+                    holds_it |= at == index;
+                }
+                Ok(true)
+            })?;
+            if !holds_it {
+                return Ok(());
+            }
+            // A shorter value under the same key: sled replaces it in one step.
+            return if kept.is_empty() {
+                self.take(&found)
+            } else {
+                self.insert_group(&kept)
+            };
+        }
+        if first != index {
+            return Ok(());
+        }
         // From the tail backward: a crash in between leaves a record that is incomplete at its end.
         for part in (0..parts).rev() {
-            self.records
-                .remove(key(index, part))
-                .map_err(|e| self.failed(e))?;
+            self.take(&key(index, part))?;
         }
         Ok(())
     }
@@ -161,9 +300,22 @@ impl Engine for SledEngine {
     fn purge(&self, below: u64, at_most: usize) -> Result<bool, LogError> {
         // Key by key and not record by record: a crash during an earlier purge may have left half a record.
         let mut removed = 0;
-        for item in self.records.range(..key(below, 0)).keys().take(at_most) {
-            let found = item.map_err(|e| self.failed(e))?;
-            self.records.remove(found).map_err(|e| self.failed(e))?;
+        for item in self.records.range(..key(below, 0)).take(at_most) {
+            let (found, value) = item.map_err(|e| self.failed(e))?;
+            let (first, part) = self.parse_key(&found)?;
+            if part == 0
+                && let (GROUP, bytes) = self.parse_value(first, &value)?
+            {
+                let mut ends_below = true;
+                self.visit_group(first, bytes, &mut |index, _| {
+                    ends_below = index < below;
+                    Ok(ends_below)
+                })?;
+                if !ends_below {
+                    return Ok(false);
+                }
+            }
+            self.take(&found)?;
             removed += 1;
         }
         Ok(removed == at_most)
@@ -173,13 +325,20 @@ impl Engine for SledEngine {
         if range.is_empty() {
             return Ok(());
         }
+        let mut begin = key(range.start, 0);
+        // The group that begins before the range may reach into it.
+        if let Some((found, value)) = self.at_or_before(range.start)? {
+            let (first, part) = self.parse_key(&found)?;
+            if part == 0 && self.parse_value(first, &value)?.0 == GROUP {
+                begin = key(first, 0);
+            }
+        }
         let mut record: Vec<u8> = Vec::new();
         // Index of the record being gathered, the part that comes next, and how many it has.
         let mut gathering: Option<(u64, u16, u16)> = None;
-        for item in self.records.range(key(range.start, 0)..key(range.end, 0)) {
+        for item in self.records.range(begin..key(range.end, 0)) {
             let (found, value) = item.map_err(|e| self.failed(e))?;
-            let (index, part) =
-                parse_key(&found).ok_or_else(|| self.damaged("a key has the wrong length".to_owned()))?;
+            let (index, part) = self.parse_key(&found)?;
             let (parts, bytes) = match gathering {
                 Some((at, next, parts)) if at == index && next == part => (parts, &value[..]),
                 Some((at, next, parts)) => {
@@ -189,15 +348,25 @@ impl Engine for SledEngine {
                 }
                 None if part == 0 => {
                     record.clear();
-                    value
-                        .split_first_chunk()
-                        .map(|(parts, bytes)| (u16::from_le_bytes(*parts), bytes))
-                        .ok_or_else(|| self.damaged(format!("the record of index {index} is empty")))?
+                    self.parse_value(index, &value)?
                 }
                 None => {
                     return Err(self.damaged(format!("the record of index {index} has no beginning")));
                 }
             };
+            if parts == GROUP {
+                let mut goes_on = true;
+                self.visit_group(index, bytes, &mut |at, record| {
+                    if range.contains(&at) {
+                        goes_on = visit(at, record)?;
+                    }
+                    Ok(goes_on)
+                })?;
+                if !goes_on {
+                    return Ok(());
+                }
+                continue;
+            }
             record.extend_from_slice(bytes);
             if part + 1 < parts {
                 gathering = Some((index, part + 1, parts));

@@ -94,6 +94,78 @@ async fn everything_is_there_after_a_reopen() {
     assert_eq!(blobs, 0, "sled never syncs blob files, so nothing may be in one");
 }
 
+/// Records that are stored together are read, cut off and purged one by one: whatever is done, the sled
+/// engine holds what its twin in memory holds.
+#[tokio::test]
+async fn groups_of_records_are_as_good_as_records() {
+    use rand::{RngExt as _, SeedableRng as _};
+    let _alone = ONE_SLED.lock().await;
+    for seed in 0..12 {
+        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+        let data = tempfile::tempdir().unwrap();
+        let mut disk = SledEngine::open(data.path()).unwrap();
+        let twin = MemoryDisk::default().engine();
+        let (mut first, mut next) = (0, 0);
+        for _ in 0..150 {
+            match random.random_range(0..10) {
+                0..6 => {
+                    let records: Vec<Vec<u8>> = (0..random.random_range(1..40))
+                        .map(|_| {
+                            let len = match random.random_range(0..20) {
+                                0 => random.random_range(0..30_000),
+                                1 => 7 * 1024 - random.random_range(0..6),
+                                _ => random.random_range(0..600),
+                            };
+                            (0..len).map(|_| random.random()).collect()
+                        })
+                        .collect();
+                    disk.append(next, &records).unwrap();
+                    twin.append(next, &records).unwrap();
+                    next += records.len() as u64;
+                }
+                6 => {
+                    let from = random.random_range(first..=next);
+                    for index in (from..=next).rev() {
+                        disk.remove(index).unwrap();
+                        twin.remove(index).unwrap();
+                    }
+                    next = from;
+                }
+                7 => {
+                    first = random.random_range(first..=next);
+                    while disk.purge(first, 7).unwrap() {}
+                    while twin.purge(first, 7).unwrap() {}
+                }
+                8 => {
+                    drop(disk);
+                    disk = SledEngine::open(data.path()).unwrap();
+                }
+                _ => {
+                    let from = random.random_range(first..=next);
+                    let to = random.random_range(from..=next + 2);
+                    assert_eq!(scanned(&disk, from..to), scanned(&*twin, from..to), "seed {seed}");
+                }
+            }
+        }
+        assert_eq!(
+            scanned(&disk, first..u64::MAX),
+            scanned(&*twin, first..u64::MAX),
+            "seed {seed}"
+        );
+    }
+}
+
+fn scanned(engine: &dyn Engine, range: Range<u64>) -> Vec<(u64, Vec<u8>)> {
+    let mut found = Vec::new();
+    engine
+        .scan(range, &mut |index, record| {
+            found.push((index, record.to_vec()));
+            Ok(true)
+        })
+        .unwrap();
+    found
+}
+
 #[tokio::test]
 async fn truncated_entries_do_not_come_back() {
     let _alone = ONE_SLED.lock().await;

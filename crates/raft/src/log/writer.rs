@@ -127,13 +127,17 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
     let mut done = Vec::new();
     let mut must_sync = false;
     let mut outcome = shared.check();
+    let mut run = Run::default();
     for work in batch {
         let waits = work.waits();
         if outcome.is_ok() {
-            outcome = write_one(shared, position, &work);
+            outcome = write_one(shared, position, &mut run, &work);
             must_sync |= waits;
         }
         done.extend(work.done());
+    }
+    if outcome.is_ok() {
+        outcome = run.store(shared);
     }
     if outcome.is_ok() && must_sync {
         outcome = shared.engine.sync(&position.promise());
@@ -154,16 +158,44 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
     }
 }
 
-fn write_one(shared: &Shared, position: &mut Position, work: &Work) -> Result<(), LogError> {
-    let engine = &shared.engine;
-    match work {
-        Work::Append { entries, .. } => {
-            for entry in entries {
-                engine.insert(entry.log_id.index, &record::encode_entry(entry))?;
-                position.last = Some(entry.log_id);
-            }
-            Ok(())
+/// Entries of consecutive appends, for the engine to take together.
+#[derive(Default)]
+struct Run {
+    first: u64,
+    records: Vec<Vec<u8>>,
+}
+
+impl Run {
+    fn push(&mut self, entry: &Entry) {
+        if self.records.is_empty() {
+            self.first = entry.log_id.index;
         }
+        self.records.push(record::encode_entry(entry));
+    }
+
+    fn store(&mut self, shared: &Shared) -> Result<(), LogError> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let stored = shared.engine.append(self.first, &self.records);
+        self.records.clear();
+        stored
+    }
+}
+
+fn write_one(shared: &Shared, position: &mut Position, run: &mut Run, work: &Work) -> Result<(), LogError> {
+    let engine = &shared.engine;
+    if let Work::Append { entries, .. } = work {
+        for entry in entries {
+            run.push(entry);
+            position.last = Some(entry.log_id);
+        }
+        return Ok(());
+    }
+    // Everything else comes after what was appended before it.
+    run.store(shared)?;
+    match work {
+        Work::Append { .. } => Ok(()),
         Work::Vote { vote, .. } => {
             engine.put(VOTE, &record::encode_value(vote))?;
             position.vote = Some(*vote);
