@@ -63,52 +63,63 @@ impl Indexes {
             .remove(&(candidate.lease.clone(), candidate.id.clone()));
     }
 
-    pub(crate) fn add_session(&mut self, session: &Session) {
-        let name = &session.name;
-        if let Some(agent) = &session.agent {
+    /// Moves a session from where its old record stands to where its new one does. Most changes move
+    /// nothing, and then nothing is touched.
+    pub(crate) fn change_session(&mut self, old: Option<&Session>, new: Option<&Session>) {
+        let (before, after) = (old.map(SessionKeys::of), new.map(SessionKeys::of));
+        if before == after {
+            return;
+        }
+        if let (Some(old), Some(keys)) = (old, before) {
+            self.remove_session(&old.name, &keys);
+        }
+        if let (Some(new), Some(keys)) = (new, after) {
+            self.add_session(&new.name, &keys);
+        }
+    }
+
+    fn add_session(&mut self, name: &SessionName, keys: &SessionKeys<'_>) {
+        if let Some(agent) = keys.agent {
             self.by_agent
                 .entry(agent.clone())
                 .or_default()
                 .insert(name.clone());
-        } else if session.state == SessionState::Pending {
-            self.waiting.insert((session.created_at, name.clone()));
         }
         self.by_user
-            .entry(session.user.clone())
+            .entry(keys.user.clone())
             .or_default()
             .insert(name.clone());
-        if session.state.is_final() {
-            self.ended_sessions
-                .insert((session.ended_at.unwrap_or(session.updated_at), name.clone()));
-        } else if let Some(at) = session.deadline {
-            self.session_deadlines.insert((at, name.clone()));
+        for (set, at) in [
+            (&mut self.waiting, keys.waits_since),
+            (&mut self.ended_sessions, keys.ended_at),
+            (&mut self.session_deadlines, keys.deadline),
+            (&mut self.durations, keys.lasts_until),
+        ] {
+            if let Some(at) = at {
+                set.insert((at, name.clone()));
+            }
         }
-        if let Some(at) = lasts_until(session) {
-            self.durations.insert((at, name.clone()));
-        }
-        if may_idle(session) {
+        if keys.may_idle {
             self.idle.insert(name.clone());
         }
     }
 
-    pub(crate) fn remove_session(&mut self, session: &Session) {
-        let name = &session.name;
-        if let Some(agent) = &session.agent {
+    fn remove_session(&mut self, name: &SessionName, keys: &SessionKeys<'_>) {
+        if let Some(agent) = keys.agent {
             drop_from_set(&mut self.by_agent, agent, name);
-        } else if session.state == SessionState::Pending {
-            self.waiting.remove(&(session.created_at, name.clone()));
         }
-        drop_from_set(&mut self.by_user, &session.user, name);
-        if session.state.is_final() {
-            self.ended_sessions
-                .remove(&(session.ended_at.unwrap_or(session.updated_at), name.clone()));
-        } else if let Some(at) = session.deadline {
-            self.session_deadlines.remove(&(at, name.clone()));
+        drop_from_set(&mut self.by_user, keys.user, name);
+        for (set, at) in [
+            (&mut self.waiting, keys.waits_since),
+            (&mut self.ended_sessions, keys.ended_at),
+            (&mut self.session_deadlines, keys.deadline),
+            (&mut self.durations, keys.lasts_until),
+        ] {
+            if let Some(at) = at {
+                set.remove(&(at, name.clone()));
+            }
         }
-        if let Some(at) = lasts_until(session) {
-            self.durations.remove(&(at, name.clone()));
-        }
-        if may_idle(session) {
+        if keys.may_idle {
             self.idle.remove(name);
         }
     }
@@ -183,21 +194,41 @@ impl Indexes {
     }
 }
 
+/// Where a session stands in the indexes.
+#[derive(PartialEq)]
+struct SessionKeys<'a> {
+    agent: Option<&'a AgentId>,
+    user: &'a UserName,
+    waits_since: Option<u64>,
+    ended_at: Option<u64>,
+    deadline: Option<u64>,
+    lasts_until: Option<u64>,
+    may_idle: bool,
+}
+
+impl<'a> SessionKeys<'a> {
+    fn of(session: &'a Session) -> Self {
+        let waits = session.agent.is_none() && session.state == SessionState::Pending;
+        let ended = session.state.is_final();
+        // Unless its end has begun.
+        let lasts = !ended && session.stop_command.is_none();
+        Self {
+            agent: session.agent.as_ref(),
+            user: &session.user,
+            waits_since: waits.then_some(session.created_at),
+            ended_at: ended.then(|| session.ended_at.unwrap_or(session.updated_at)),
+            deadline: session.deadline.filter(|_| !ended),
+            lasts_until: session
+                .max_duration
+                .filter(|_| lasts)
+                .map(|ms| session.created_at.saturating_add(ms)),
+            may_idle: session.state == SessionState::Running && session.idle_timeout.is_some(),
+        }
+    }
+}
+
 fn line(command: &Command) -> Line {
     (command.agent.clone(), command.session.clone())
-}
-
-/// When a session has lasted as long as it may, unless its end has begun.
-fn lasts_until(session: &Session) -> Option<u64> {
-    let open = !session.state.is_final() && session.stop_command.is_none();
-    session
-        .max_duration
-        .filter(|_| open)
-        .map(|ms| session.created_at.saturating_add(ms))
-}
-
-fn may_idle(session: &Session) -> bool {
-    session.state == SessionState::Running && session.idle_timeout.is_some()
 }
 
 /// When a command expires: one that is acknowledged does not any more.
@@ -250,7 +281,7 @@ impl State {
         let mut index = Indexes::default();
         self.sessions
             .values()
-            .for_each(|session| index.add_session(session));
+            .for_each(|session| index.change_session(None, Some(session)));
         self.commands
             .values()
             .for_each(|command| index.add_command(command));

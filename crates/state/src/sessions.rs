@@ -62,7 +62,7 @@ pub(crate) fn create(txn: &mut Txn<'_>, op: &CreateSession) -> Applied {
     let memory = op.memory.unwrap_or(template.memory);
     quota::check(user, cpu, memory)?;
     let place = placement::choose(state, cpu, memory, &op.placement);
-    let waits = op.queue && state.waiting_sessions().take(MAX_WAITING).count() < MAX_WAITING;
+    let waits = op.queue && state.waiting_count() < MAX_WAITING;
     let agent = match place {
         Ok(agent) => Ok(agent),
         Err(refusals) if waits => Err(waiting_for_room(&refusals)),

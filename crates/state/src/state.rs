@@ -168,6 +168,11 @@ impl State {
             .filter_map(|(_, name)| self.sessions.get(name))
     }
 
+    /// How many sessions wait for room.
+    pub fn waiting_count(&self) -> usize {
+        self.index.waiting.len()
+    }
+
     /// An agent.
     pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> {
         self.agents.get(id)

@@ -84,10 +84,7 @@ impl<'a> Txn<'a> {
         session.updated_at = self.stamp();
         let session = Arc::new(session);
         let old = self.state.sessions.insert(session.name.clone(), session.clone());
-        if let Some(old) = &old {
-            self.state.index.remove_session(old);
-        }
-        self.state.index.add_session(&session);
+        self.state.index.change_session(old.as_deref(), Some(&session));
         self.charge(old.as_deref(), Some(&session));
         self.state.contribution.changed(Table::Session as u8, &session);
         self.emit(kind, EventRecord::Session(session.clone()));
@@ -97,7 +94,7 @@ impl<'a> Txn<'a> {
     /// Forgets a session.
     pub(crate) fn remove_session(&mut self, name: &SessionName) {
         if let Some(old) = self.state.sessions.remove(name) {
-            self.state.index.remove_session(&old);
+            self.state.index.change_session(Some(&old), None);
             self.charge(Some(&old), None);
             self.removed(Table::Session, name.as_str());
             self.emit(EventKind::SessionDeleted, EventRecord::Session(old));
