@@ -109,11 +109,13 @@ impl Connection {
     pub(crate) async fn stream(mut self, path: &str) -> anyhow::Result<Stream> {
         self.send("GET", path, b"").await?;
         let head = self.head().await?;
+        self.body.clear();
         ensure!(head.status == 200, "status {} instead of a stream", head.status);
         ensure!(head.length == Length::Chunked, "a stream that is not chunked");
         Ok(Stream {
             connection: self,
             chunks: Chunks::default(),
+            given: 0,
         })
     }
 
@@ -164,27 +166,33 @@ async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
 pub(crate) struct Stream {
     connection: Connection,
     chunks: Chunks,
+    /// What was given out of the connection's `body`.
+    given: usize,
 }
 
 impl Stream {
-    /// The next line, without its end; `None` once the answer has ended.
-    pub(crate) async fn line(&mut self, line: &mut Vec<u8>) -> anyhow::Result<bool> {
-        loop {
+    /// The next line, without its end; `None` once the answer has ended. May be dropped while it waits.
+    pub(crate) async fn line(&mut self) -> anyhow::Result<Option<&[u8]>> {
+        let mut searched = self.given;
+        let end = loop {
             let body = &mut self.connection.body;
-            if let Some(end) = memchr::memchr(b'\n', body) {
-                line.clear();
-                line.extend_from_slice(&body[..end]);
-                body.drain(..=end);
-                return Ok(true);
+            if let Some(found) = memchr::memchr(b'\n', &body[searched..]) {
+                break searched + found;
             }
             ensure!(body.len() <= MAX_BODY, "a line without end");
+            body.drain(..self.given);
+            self.given = 0;
+            searched = body.len();
             if self.chunks.take(&mut self.connection.read, body)? {
-                return Ok(false);
+                return Ok(None);
             }
-            if memchr::memchr(b'\n', body).is_none() {
+            if body.len() == searched {
                 self.connection.fill().await?;
             }
-        }
+        };
+        let line = &self.connection.body[self.given..end];
+        self.given = end + 1;
+        Ok(Some(line))
     }
 }
 

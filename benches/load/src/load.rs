@@ -37,6 +37,10 @@ pub(crate) struct Plan {
 
 /// What they saw, together.
 pub(crate) struct Seen {
+    /// When the clients were started: in an open loop, when the first request was due.
+    pub(crate) start: Instant,
+    /// When it began to count.
+    pub(crate) begin: Instant,
     /// By kind: the latencies of requests that were begun (or due) in the measured time.
     pub(crate) latencies: Vec<Latencies>,
     /// By kind: answers that came in the measured time.
@@ -92,6 +96,7 @@ pub(crate) async fn drive<C: Client>(
     for (number, client) in clients.into_iter().enumerate() {
         let pace = match plan.rate {
             None => None,
+            // Request `n` of client `c` is the `n * count + c`-th of all.
             Some(rate) => {
                 let every = Duration::from_secs_f64(count as f64 / rate);
                 let first = start + every.mul_f64(number as f64 / count as f64);
@@ -114,6 +119,8 @@ pub(crate) async fn drive<C: Client>(
     }
     let used = watch(cluster, begin, end).await?;
     let mut seen = Seen {
+        start,
+        begin,
         latencies: (0..kinds).map(|_| Latencies::new()).collect(),
         answers: vec![0; kinds],
         failed: 0,

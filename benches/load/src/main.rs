@@ -37,7 +37,7 @@ struct Args {
     /// Regent's program; without it, the release build of the workspace above is made and used.
     #[arg(long, value_name = "FILE")]
     regent: Option<PathBuf>,
-    /// Only these works, by comma: write, read, local-read.
+    /// Only these works, by comma: write, read, local-read, lease, watch, keepalive.
     #[arg(long, value_delimiter = ',', value_name = "WORK")]
     only: Vec<String>,
     /// Only one of the two.
@@ -58,6 +58,18 @@ struct Args {
     /// Keys of etcd, sessions of Regent.
     #[arg(long, default_value_t = 10_000)]
     records: usize,
+    /// Leases that are kept alive.
+    #[arg(long, default_value_t = 10_000)]
+    leases: usize,
+    /// Streams (sockets) that they are kept alive over.
+    #[arg(long, default_value_t = 64)]
+    streams: usize,
+    /// Keepalives a second, of all leases together.
+    #[arg(long, default_value_t = 2_000.0)]
+    keepalives: f64,
+    /// Watched writes a second.
+    #[arg(long, default_value_t = 200.0)]
+    watched: f64,
     /// A request that takes longer is given up, in milliseconds.
     #[arg(long, default_value_t = 5_000)]
     timeout_ms: u64,
@@ -134,6 +146,11 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
             timeout: Duration::from_millis(args.timeout_ms),
         },
         records: args.records,
+        leases: args.leases,
+        streams: args.streams,
+        keepalives: args.keepalives,
+        watched: args.watched,
+        settle: Duration::from_secs(20),
     };
     let mut all = Vec::new();
     for round in 0..usize::try_from(args.rounds)? {
@@ -162,7 +179,7 @@ async fn measure_one(
     cluster.prepare(settings.records).await?;
     let mut all = Vec::new();
     for work in works {
-        cluster.settle().await;
+        cluster.settle(settings.settle).await;
         let rows = work.rows();
         for result in work.run(&mut cluster, settings).await? {
             let measured = Measured {

@@ -26,6 +26,8 @@ pub(crate) enum Metric {
     GeneratorCores,
     /// Memory of the three members at the end, in MB (10^6 bytes), their mean.
     MemberMb,
+    /// What else was written meanwhile, a second.
+    BesideRate,
     /// Requests that failed or were given up.
     Failed,
 }
@@ -40,6 +42,7 @@ impl Metric {
             Self::Cores => "cores",
             Self::GeneratorCores => "generator cores",
             Self::MemberMb => "MB a member",
+            Self::BesideRate => "writes/s beside",
             Self::Failed => "failed",
         }
     }

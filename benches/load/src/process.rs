@@ -36,7 +36,17 @@ impl Process {
             .append(true)
             .open(log)
             .context("the log of a process")?;
-        let child = Command::new(std::env::current_exe().context("where this program is")?)
+        let mut command = Command::new(std::env::current_exe().context("where this program is")?);
+        // What is measured is what ships, whatever stands in the environment.
+        for (name, _) in std::env::vars_os() {
+            if name
+                .to_str()
+                .is_some_and(|name| name.starts_with("REGENT_") || name.starts_with("ETCD_"))
+            {
+                command.env_remove(name);
+            }
+        }
+        let child = command
             .arg(GUARDED)
             .arg(std::process::id().to_string())
             .args(argv)

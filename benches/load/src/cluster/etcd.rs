@@ -1,6 +1,5 @@
 //! Three real members of etcd, as Debian ships it, with its defaults.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -8,7 +7,6 @@ use bytes::Bytes;
 
 use super::{MEMBERS, Member, ports, until};
 use crate::grpc::Channel;
-use crate::process::Process;
 use crate::rpc::{PutRequest, PutResponse, StatusRequest, StatusResponse};
 
 /// Puts that are under way at a time while the keys are made.
@@ -65,15 +63,7 @@ impl Etcd {
                     .flat_map(|(flag, value)| [flag.to_owned(), value]),
             );
             let log = folder.join(format!("m{n}.log"));
-            let process = Process::start(&command, &log)?;
-            members.push(Member {
-                address: SocketAddr::from(([127, 0, 0, 1], clients[n])),
-                pid: process.pid(),
-                data,
-                command,
-                log,
-                process: Some(process),
-            });
+            members.push(Member::new(clients[n], data, command, log)?);
         }
         let mut etcd = Self {
             members,
@@ -86,17 +76,10 @@ impl Etcd {
     }
 
     /// Waits until every member follows a leader and answers a read.
-    async fn ready(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
         for n in 0..self.members.len() {
             until("a member of etcd", async || {
-                if let Some(process) = &mut self.members[n].process
-                    && let Some(status) = process.ended()?
-                {
-                    anyhow::bail!(
-                        "etcd ended with {status}; its log is {}",
-                        self.members[n].log.display()
-                    );
-                }
+                self.members[n].check()?;
                 Ok(self.status(n).await.is_ok_and(|status| status.leader != 0))
             })
             .await?;

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 use rustix::process::Signal;
 use serde::Serialize;
@@ -28,8 +28,6 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 const QUIET: f64 = 0.10;
 /// Over how long that is looked at.
 const QUIET_FOR: Duration = Duration::from_millis(300);
-/// How long it is waited for. What works longer than this is part of what it costs.
-const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -63,11 +61,38 @@ pub(crate) struct Member {
     pub(crate) data: PathBuf,
     command: Vec<String>,
     log: PathBuf,
-    /// The process, where it is a child of the bench.
+    /// `None` once it was killed.
     process: Option<Process>,
 }
 
 impl Member {
+    /// Starts one that listens for clients on this port of loopback.
+    fn new(port: u16, data: PathBuf, command: Vec<String>, log: PathBuf) -> anyhow::Result<Self> {
+        let process = Process::start(&command, &log)?;
+        Ok(Self {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            pid: process.pid(),
+            data,
+            command,
+            log,
+            process: Some(process),
+        })
+    }
+
+    /// An error, with what it wrote last, when it ended by itself.
+    fn check(&mut self) -> anyhow::Result<()> {
+        if let Some(process) = &mut self.process
+            && let Some(status) = process.ended()?
+        {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            bail!(
+                "a member ended with {status}: {}",
+                log.lines().last().unwrap_or_default()
+            );
+        }
+        Ok(())
+    }
+
     /// Kills it (-9) and waits until it is gone.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::KILL)?;
@@ -119,6 +144,21 @@ impl Cluster {
         }
     }
 
+    /// Waits until every member serves again.
+    pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Etcd(etcd) => etcd.ready().await,
+            Self::Regent(regent) => regent.ready().await,
+        }
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        match self {
+            Self::Etcd(etcd) => &etcd.version,
+            Self::Regent(regent) => &regent.version,
+        }
+    }
+
     pub(crate) fn members(&self) -> &[Member] {
         match self {
             Self::Etcd(etcd) => &etcd.members,
@@ -145,9 +185,10 @@ impl Cluster {
         self.members().iter().map(|member| member.pid).collect()
     }
 
-    /// Waits until the members have nothing left to do from the work before. Gives the cores that they use then.
-    pub(crate) async fn settle(&self) -> f64 {
-        let deadline = Instant::now() + QUIET_WITHIN;
+    /// Waits until the members have nothing left to do from the work before, but not longer than `within`: what
+    /// works on for longer is part of what it costs. Gives the cores that they use then.
+    pub(crate) async fn settle(&self, within: Duration) -> f64 {
+        let deadline = Instant::now() + within;
         let pids = self.pids();
         loop {
             let (before, since) = (Usage::of_all(&pids).cpu, Instant::now());

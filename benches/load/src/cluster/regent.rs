@@ -1,22 +1,24 @@
-//! Three real nodes of Regent, started by `regent dev` with the timeouts that ship.
+//! Three real nodes of Regent, started by the commands that an operator would type, with the timeouts that ship.
+//! (`regent dev` would start them with shorter ones for agents.)
 //!
 //! The records are sessions that run on an agent which the bench plays itself ([`super::agent`]), so that no
 //! process runs for them and no command is pending while something is measured.
 
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::agent::Agent;
-use super::{MEMBERS, Member, until};
+use super::{MEMBERS, Member, ports, until};
 use crate::http::Connection;
-use crate::process::Process;
 
 /// Sessions that are made at a time.
 const PREPARING: usize = 64;
@@ -28,7 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How often it is counted what runs.
 const COUNT_EVERY: Duration = Duration::from_millis(20);
 
-/// The cluster. Fields are dropped in this order: `regent dev` last, which ends what is left.
+/// The cluster.
 pub(crate) struct Regent {
     agent: Option<Agent>,
     pub(crate) members: Vec<Member>,
@@ -36,78 +38,68 @@ pub(crate) struct Regent {
     pub(crate) version: String,
     /// The names of the sessions.
     pub(crate) sessions: Vec<String>,
-    _dev: Process,
-}
-
-/// The parts of `dev.json` that are needed.
-#[derive(Deserialize)]
-struct DevFile {
-    nodes: Vec<Node>,
-    admin_token: String,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    http: String,
-    pid: u32,
-    data: PathBuf,
-    command: Vec<String>,
 }
 
 impl Regent {
     pub(super) async fn start(folder: &Path, program: &Path) -> anyhow::Result<Self> {
-        let (data, log) = (folder.join("dev"), folder.join("dev.log"));
-        let argv = [
-            program.display().to_string(),
-            "dev".to_owned(),
-            "--nodes".to_owned(),
-            MEMBERS.to_string(),
-            "--http-port".to_owned(),
-            "0".to_owned(),
-            "--data".to_owned(),
-            data.display().to_string(),
-        ];
-        let mut dev = Process::start(&argv, &log)?;
-        until("`regent dev`", async || {
-            let said = std::fs::read_to_string(&log)?;
-            if said.lines().any(|line| line.starts_with("ready ")) {
-                return Ok(true);
-            }
-            match dev.ended()? {
-                Some(status) => bail!("`regent dev` ended with {status}: {said}"),
-                None => Ok(false),
-            }
-        })
-        .await?;
-        let file = std::fs::read_to_string(data.join("dev.json")).context("dev.json")?;
-        let file: DevFile = serde_json::from_str(&file).context("dev.json")?;
-        let members = file.nodes.into_iter().enumerate().map(|(n, node)| {
-            let address = node.http.trim_start_matches("http://");
-            anyhow::Ok(Member {
-                address: address
-                    .parse()
-                    .with_context(|| format!("not an address: {address}"))?,
-                pid: node.pid,
-                data: node.data,
-                command: node.command,
-                log: folder.join(format!("again-{n}.log")),
-                process: None,
-            })
-        });
+        let ports = ports::choose(2 * MEMBERS)?;
+        let (http, peer) = ports.split_at(MEMBERS);
+        let list: Vec<String> = peer
+            .iter()
+            .zip(1..)
+            .map(|(port, id)| format!("{id}=127.0.0.1:{port}"))
+            .collect();
+        let token = secret()?;
+        let (token_file, secret_file) = (folder.join("admin.token"), folder.join("cluster.secret"));
+        write_secret(&token_file, &token)?;
+        write_secret(&secret_file, &secret()?)?;
+        let mut members = Vec::new();
+        for n in 0..MEMBERS {
+            let data = folder.join(format!("node-{}", n + 1));
+            let flags = [
+                ("--node-id", (n + 1).to_string()),
+                ("--data", data.display().to_string()),
+                ("--http", format!("127.0.0.1:{}", http[n])),
+                ("--peer", format!("127.0.0.1:{}", peer[n])),
+                ("--members", list.join(",")),
+                ("--cluster-secret-file", secret_file.display().to_string()),
+                ("--bootstrap-token-file", token_file.display().to_string()),
+            ];
+            let mut command = vec![program.display().to_string(), "server".to_owned()];
+            command.extend(
+                flags
+                    .into_iter()
+                    .flat_map(|(flag, value)| [flag.to_owned(), value]),
+            );
+            let log = folder.join(format!("node-{}.log", n + 1));
+            members.push(Member::new(http[n], data, command, log)?);
+        }
         let mut regent = Self {
             agent: None,
-            members: members.collect::<Result<_, _>>()?,
-            token: file.admin_token,
+            members,
+            token,
             version: String::new(),
             sessions: Vec::new(),
-            _dev: dev,
         };
+        regent.ready().await?;
         let version = regent.call(0, "GET", "/version", None).await?;
         version["version"]
             .as_str()
             .unwrap_or("unknown")
             .clone_into(&mut regent.version);
         Ok(regent)
+    }
+
+    /// Waits until every member serves.
+    pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
+        for n in 0..self.members.len() {
+            until("a member of Regent", async || {
+                self.members[n].check()?;
+                Ok(self.call(n, "GET", "/readyz", None).await.is_ok())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
@@ -137,7 +129,7 @@ impl Regent {
                 continue;
             };
             let leader = cluster["leader"].as_u64().and_then(|id| usize::try_from(id).ok());
-            // `dev` numbers its nodes from 1, in the order of `dev.json`.
+            // Ids count from 1, in the order of the members.
             if let Some(id) = leader.filter(|id| (1..=self.members.len()).contains(id)) {
                 return Ok(id - 1);
             }
@@ -217,6 +209,23 @@ impl Regent {
         );
         Ok(())
     }
+}
+
+/// 32 hexadecimal digits that nobody can guess.
+fn secret() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+}
+
+/// A file that only its owner may read.
+fn write_secret(path: &Path, secret: &str) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(file.write_all(secret.as_bytes())?)
 }
 
 /// How many sessions run, as a member sees it.

@@ -1,11 +1,16 @@
 //! What is measured, the same for etcd and Regent. A work knows its rows and their goals, and how to measure
 //! them at a cluster that runs.
 
+mod keepalive;
+mod lease;
 mod read;
+mod watch;
 mod write;
 
+use std::time::Duration;
+
 use crate::cluster::Cluster;
-use crate::load::Plan;
+use crate::load::{Plan, Seen};
 use crate::measure::{Bound, Goal, Metric, Row, Values};
 
 /// Connections that more clients of etcd than that share, as its own clients do.
@@ -17,6 +22,14 @@ pub(crate) struct Settings {
     pub(crate) plan: Plan,
     /// Keys or sessions.
     pub(crate) records: usize,
+    /// Leases that are kept alive, over how many streams, and how many keepalives a second.
+    pub(crate) leases: usize,
+    pub(crate) streams: usize,
+    pub(crate) keepalives: f64,
+    /// Watched writes a second.
+    pub(crate) watched: f64,
+    /// How long the members may take to become quiet before a measurement.
+    pub(crate) settle: Duration,
 }
 
 /// A work.
@@ -26,6 +39,12 @@ pub(crate) enum Work {
     Write { clients: usize },
     /// Reads of one record: linearizable, or of what the member has itself.
     Read { clients: usize, local: bool },
+    /// Leases granted and released.
+    Lease { clients: usize },
+    /// From a write to its event at another member, while others write.
+    Watch { writers: usize },
+    /// Leases kept alive at a steady pace.
+    Keepalive,
 }
 
 /// What a work saw, for one of its rows.
@@ -34,6 +53,17 @@ pub(crate) struct Result {
     pub(crate) row: usize,
     pub(crate) values: Values,
     pub(crate) failure: Option<String>,
+}
+
+impl Result {
+    /// What clients saw of one kind of requests; the row has the same number.
+    fn new(kind: usize, seen: &Seen) -> Self {
+        Self {
+            row: kind,
+            values: seen.values(kind),
+            failure: seen.failure.clone(),
+        }
+    }
 }
 
 impl Work {
@@ -56,6 +86,10 @@ impl Work {
                 clients: 64,
                 local: true,
             },
+            Self::Lease { clients: 64 },
+            Self::Watch { writers: 0 },
+            Self::Watch { writers: 16 },
+            Self::Keepalive,
         ]
     }
 
@@ -65,6 +99,9 @@ impl Work {
             Self::Write { .. } => "write",
             Self::Read { local: false, .. } => "read",
             Self::Read { local: true, .. } => "local-read",
+            Self::Lease { .. } => "lease",
+            Self::Watch { .. } => "watch",
+            Self::Keepalive => "keepalive",
         }
     }
 
@@ -97,6 +134,18 @@ impl Work {
                 let goals = if clients == 1 { &[][..] } else { &goals };
                 vec![row(format!("{kind} read, {}", many(clients)), goals)]
             }
+            Self::Lease { clients } => vec![
+                row(format!("lease grant, {}", many(clients)), &[times(3.0)]),
+                row(format!("lease release, {}", many(clients)), &[times(3.0)]),
+            ],
+            Self::Watch { writers: 0 } => vec![row("watch".to_owned(), &[no_worse])],
+            Self::Watch { writers } => vec![row(format!("watch, {writers} writers beside"), &[no_worse])],
+            Self::Keepalive => {
+                vec![row(
+                    "lease keepalives".to_owned(),
+                    &[(Metric::Cores, Bound::AtMostTimes(0.5))],
+                )]
+            }
         }
     }
 
@@ -105,6 +154,9 @@ impl Work {
         match self {
             Self::Write { clients } => write::run(cluster, clients, settings).await,
             Self::Read { clients, local } => read::run(cluster, clients, local, settings).await,
+            Self::Lease { clients } => lease::run(cluster, clients, settings).await,
+            Self::Watch { writers } => watch::run(cluster, writers, settings).await,
+            Self::Keepalive => keepalive::run(cluster, settings).await,
         }
     }
 }

@@ -6,8 +6,8 @@ use anyhow::ensure;
 
 use super::write::{Turn, channels, paths};
 use super::{Result, Settings};
-use crate::cluster::Cluster;
 use crate::cluster::etcd::Etcd;
+use crate::cluster::{Cluster, MEMBERS};
 use crate::grpc::{Call, Channel};
 use crate::http::Connection;
 use crate::load::{self, Client};
@@ -22,16 +22,12 @@ pub(super) async fn run(
     let seen = match cluster {
         Cluster::Etcd(etcd) => {
             let channels = channels(etcd, clients).await?;
-            let gets = (0..clients).map(|client| {
-                let channel = channels[client % channels.len()].clone();
+            let gets = Turn::all(clients, 0..etcd.records).map(|records| {
+                let channel = channels[records.client % channels.len()].clone();
                 anyhow::Ok(Range {
                     call: channel.method(RANGE)?,
                     channel,
-                    records: Turn {
-                        client,
-                        clients,
-                        count: etcd.records,
-                    },
+                    records,
                     local,
                 })
             });
@@ -41,25 +37,17 @@ pub(super) async fn run(
         Cluster::Regent(regent) => {
             let paths = paths(regent, if local { "?consistency=stale" } else { "" });
             let mut gets = Vec::new();
-            for client in 0..clients {
+            for records in Turn::all(clients, 0..paths.len()) {
                 gets.push(Get {
-                    connection: regent.connect(client % regent.members.len()).await?,
+                    connection: regent.connect(records.client % MEMBERS).await?,
                     paths: paths.clone(),
-                    records: Turn {
-                        client,
-                        clients,
-                        count: paths.len(),
-                    },
+                    records,
                 });
             }
             load::drive(cluster, gets, 1, settings.plan).await?
         }
     };
-    Ok(vec![Result {
-        row: 0,
-        values: seen.values(0),
-        failure: seen.failure,
-    }])
+    Ok(vec![Result::new(0, &seen)])
 }
 
 const RANGE: &str = "/etcdserverpb.KV/Range";

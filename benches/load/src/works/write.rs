@@ -1,14 +1,15 @@
 //! Durable small writes: 256 bytes, one request a write, over all records, clients spread over all members.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, BytesMut};
 
 use super::{ETCD_CONNECTIONS, Result, Settings};
-use crate::cluster::Cluster;
 use crate::cluster::etcd::Etcd;
 use crate::cluster::regent::Regent;
+use crate::cluster::{Cluster, MEMBERS};
 use crate::grpc::{Call, Channel};
 use crate::http::Connection;
 use crate::load::{self, Client};
@@ -23,36 +24,38 @@ pub(super) async fn run(
     settings: &Settings,
 ) -> anyhow::Result<Vec<Result>> {
     let seen = match cluster {
-        Cluster::Etcd(etcd) => load::drive(cluster, puts(etcd, clients).await?, 1, settings.plan).await?,
+        Cluster::Etcd(etcd) => {
+            let channels = channels(etcd, clients).await?;
+            let puts = puts(&channels, clients, 0..etcd.records)?;
+            load::drive(cluster, puts, 1, settings.plan).await?
+        }
         Cluster::Regent(regent) => {
-            load::drive(cluster, patches(regent, clients).await?, 1, settings.plan).await?
+            let patches = patches(regent, &EVERYWHERE, clients, 0..regent.sessions.len()).await?;
+            load::drive(cluster, patches, 1, settings.plan).await?
         }
     };
-    Ok(vec![Result {
-        row: 0,
-        values: seen.values(0),
-        failure: seen.failure,
-    }])
+    Ok(vec![Result::new(0, &seen)])
 }
 
+/// All members.
+pub(super) const EVERYWHERE: [usize; MEMBERS] = [0, 1, 2];
+
 /// Clients that write to etcd.
-pub(super) async fn puts(etcd: &Etcd, clients: usize) -> anyhow::Result<Vec<Put>> {
-    let channels = channels(etcd, clients).await?;
-    let puts = (0..clients).map(|client| {
-        let channel = channels[client % channels.len()].clone();
+pub(super) fn puts(channels: &[Channel], clients: usize, records: Range<usize>) -> anyhow::Result<Vec<Put>> {
+    let puts = Turn::all(clients, records).map(|records| {
+        let channel = channels[records.client % channels.len()].clone();
         anyhow::Ok(Put {
-            call: channel.method("/etcdserverpb.KV/Put")?,
+            call: channel.method(PUT)?,
             channel,
-            records: Turn {
-                client,
-                clients,
-                count: etcd.records,
-            },
+            records,
+            mark: 0,
             value: BytesMut::new(),
         })
     });
     puts.collect()
 }
+
+const PUT: &str = "/etcdserverpb.KV/Put";
 
 /// Connections to all members in turn, for that many clients.
 pub(super) async fn channels(etcd: &Etcd, clients: usize) -> anyhow::Result<Vec<Channel>> {
@@ -63,18 +66,29 @@ pub(super) async fn channels(etcd: &Etcd, clients: usize) -> anyhow::Result<Vec<
     Ok(channels)
 }
 
-/// Which record a client takes for its `n`-th request: all clients together go through all of them.
+/// Which record a client takes for its `n`-th request: all clients together go through all that they have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
     pub(super) client: usize,
     pub(super) clients: usize,
+    /// The records: the first, and how many.
+    pub(super) from: usize,
     pub(super) count: usize,
 }
 
 impl Turn {
+    pub(super) fn all(clients: usize, records: Range<usize>) -> impl Iterator<Item = Self> {
+        (0..clients).map(move |client| Self {
+            client,
+            clients,
+            from: records.start,
+            count: records.len(),
+        })
+    }
+
     pub(super) fn record(self, n: u64) -> usize {
         let n = usize::try_from(n).unwrap_or(usize::MAX);
-        n.wrapping_mul(self.clients).wrapping_add(self.client) % self.count.max(1)
+        self.from + n.wrapping_mul(self.clients).wrapping_add(self.client) % self.count.max(1)
     }
 
     /// A word that no other request of these clients has.
@@ -89,12 +103,14 @@ pub(super) struct Put {
     channel: Channel,
     call: Call<PutRequest, PutResponse>,
     records: Turn,
+    /// Added to the word of each write.
+    pub(super) mark: u64,
     value: BytesMut,
 }
 
 impl Client for Put {
     async fn request(&mut self, n: u64) -> anyhow::Result<usize> {
-        let word = self.records.word(n);
+        let word = self.mark | self.records.word(n);
         self.value.reserve(VALUE);
         for part in 0..VALUE / 32 {
             write!((&mut self.value).writer(), "{word:016x}{part:016x}")?;
@@ -110,24 +126,26 @@ impl Client for Put {
 
     async fn reopen(&mut self) -> anyhow::Result<()> {
         self.channel = self.channel.again().await?;
-        self.call = self.channel.method("/etcdserverpb.KV/Put")?;
+        self.call = self.channel.method(PUT)?;
         Ok(())
     }
 }
 
-/// Clients that write to Regent.
-pub(super) async fn patches(regent: &Regent, clients: usize) -> anyhow::Result<Vec<Patch>> {
+/// Clients that write to Regent, over connections to these members in turn.
+pub(super) async fn patches(
+    regent: &Regent,
+    members: &[usize],
+    clients: usize,
+    records: Range<usize>,
+) -> anyhow::Result<Vec<Patch>> {
     let paths = paths(regent, "");
     let mut patches = Vec::new();
-    for client in 0..clients {
+    for records in Turn::all(clients, records) {
         patches.push(Patch {
-            connection: regent.connect(client % regent.members.len()).await?,
+            connection: regent.connect(members[records.client % members.len()]).await?,
             paths: paths.clone(),
-            records: Turn {
-                client,
-                clients,
-                count: paths.len(),
-            },
+            records,
+            mark: 0,
             body: Vec::new(),
         });
     }
@@ -148,12 +166,14 @@ pub(super) struct Patch {
     connection: Connection,
     paths: Arc<[String]>,
     records: Turn,
+    /// Added to the word of each write.
+    pub(super) mark: u64,
     body: Vec<u8>,
 }
 
 impl Client for Patch {
     async fn request(&mut self, n: u64) -> anyhow::Result<usize> {
-        tags(&mut self.body, self.records.word(n))?;
+        tags(&mut self.body, self.mark | self.records.word(n))?;
         let path = &self.paths[self.records.record(n)];
         self.connection.request("PATCH", path, &self.body).await?.ok()?;
         Ok(0)
@@ -194,20 +214,11 @@ mod tests {
 
     #[test]
     fn clients_share_the_records_among_them() {
-        let all: Vec<_> = (0..3)
-            .flat_map(|client| {
-                (0..4).map(move |n| {
-                    Turn {
-                        client,
-                        clients: 3,
-                        count: 12,
-                    }
-                    .record(n)
-                })
-            })
+        let all: Vec<_> = Turn::all(3, 5..17)
+            .flat_map(|turn| (0..4).map(move |n| turn.record(n)))
             .collect();
         let mut sorted = all.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, (0..12).collect::<Vec<_>>(), "{all:?}");
+        assert_eq!(sorted, (5..17).collect::<Vec<_>>(), "{all:?}");
     }
 }
