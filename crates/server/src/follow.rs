@@ -39,13 +39,7 @@ impl Cursor {
         let news = if missed {
             News::Missed
         } else {
-            News::Events(
-                state
-                    .events()
-                    .range(self.next..)
-                    .map(|(id, event)| (*id, event.clone()))
-                    .collect(),
-            )
+            News::Events(state.events().from(self.next).cloned().collect())
         };
         self.next = end;
         news

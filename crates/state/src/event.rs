@@ -20,7 +20,10 @@ impl EventId {
     /// The smallest id after this one.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0, self.1 + 1)
+        match self.1.checked_add(1) {
+            Some(n) => Self(self.0, n),
+            None => Self(Revision(self.0.0.saturating_add(1)), 0),
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! The encoding is positional (`codec`): variants are only ever appended, and a changed operation
 //! is a new variant. A golden file in the tests holds one of each that was ever written.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
@@ -398,7 +400,7 @@ pub struct CreateSession {
     /// Milliseconds until it is ended.
     pub max_duration: Option<u64>,
     /// Free words.
-    pub tags: Vec<String>,
+    pub tags: Arc<[String]>,
     /// Where it may run.
     pub placement: Placement,
     /// Whether it may wait for room.
@@ -413,7 +415,7 @@ pub struct PatchSession {
     /// Refuse when it has changed since.
     pub if_match: Option<Revision>,
     /// All tags.
-    pub tags: Option<Vec<String>>,
+    pub tags: Option<Arc<[String]>>,
     /// Milliseconds without activity until it hibernates.
     pub idle_timeout: Option<Option<u64>>,
     /// Milliseconds until it is ended.

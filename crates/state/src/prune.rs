@@ -55,7 +55,7 @@ impl State {
         ) || oldest(
             self.index.token_expiry.get_min().map(|(at, _)| *at),
             limits.expired,
-        ) || oldest(self.events.get_min().map(|(_, event)| event.at), limits.events)
+        ) || oldest(self.events.first().map(|(_, event)| event.at), limits.events)
     }
 }
 
@@ -92,7 +92,7 @@ fn forget_one(txn: &mut Txn<'_>, limits: &Limits) -> bool {
     {
         let id = id.clone();
         tokens::revoke(txn, &id, "its token has expired");
-    } else if let Some((_, event)) = state.events().get_min()
+    } else if let Some((_, event)) = state.events().first()
         && event.at <= limits.events
     {
         txn.drop_event();

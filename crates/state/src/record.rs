@@ -7,6 +7,7 @@
 mod lease;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -210,8 +211,8 @@ pub struct Session {
     pub user: UserName,
     /// What it runs.
     pub template: TemplateName,
-    /// The template's manifest when it was created, as JSON text.
-    pub manifest: String,
+    /// The template's manifest when it was created, as JSON text; shared with the template.
+    pub manifest: Arc<str>,
     /// Where it is in its life.
     pub state: SessionState,
     /// Why, for people.
@@ -231,7 +232,7 @@ pub struct Session {
     /// Milliseconds from its creation until it is ended.
     pub max_duration: Option<u64>,
     /// Free words.
-    pub tags: Vec<String>,
+    pub tags: Arc<[String]>,
     /// Where it may run.
     pub placement: Placement,
     /// When its transitional state is overdue. Not counted while its agent is offline.
@@ -420,7 +421,7 @@ pub struct Template {
     /// Its name.
     pub name: TemplateName,
     /// JSON text.
-    pub manifest: String,
+    pub manifest: Arc<str>,
     /// CPU in thousandths for a session that does not say.
     pub cpu: u64,
     /// Memory in bytes for a session that does not say.

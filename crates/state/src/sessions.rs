@@ -127,7 +127,7 @@ pub(crate) fn patch(txn: &mut Txn<'_>, op: &PatchSession) -> Applied {
     check_span("maxSessionDuration", op.max_duration.flatten())?;
     let session = change(txn, &session, EventKind::SessionUpdated, |session| {
         if let Some(tags) = &op.tags {
-            session.tags.clone_from(tags);
+            session.tags = tags.clone();
         }
         session.idle_timeout = op.idle_timeout.unwrap_or(session.idle_timeout);
         session.max_duration = op.max_duration.unwrap_or(session.max_duration);

@@ -5,6 +5,7 @@
 //! rebuilt. The decoder takes the bytes in pieces of any size and gives a state only when the
 //! trailer agrees, so that a cut or altered snapshot is never taken for a whole one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,8 @@ pub struct StateDecoder {
     header: bool,
     records: u64,
     trailer: Option<(u64, u64)>,
+    /// The manifests seen: thousands of sessions have that of one template, and share it.
+    manifests: BTreeSet<Arc<str>>,
 }
 
 impl Default for StateDecoder {
@@ -205,6 +208,7 @@ impl StateDecoder {
             header: false,
             records: 0,
             trailer: None,
+            manifests: BTreeSet::new(),
         }
     }
 
@@ -288,15 +292,25 @@ impl StateDecoder {
                 self.header = true;
                 self.records = 0;
             }
-            Item::Session(r) => drop(state.sessions.insert(r.name.clone(), r)),
+            Item::Session(mut r) => {
+                share(&mut self.manifests, &mut Arc::make_mut(&mut r).manifest);
+                state.sessions.insert(r.name.clone(), r);
+            }
             Item::Agent(r) => drop(state.agents.insert(r.id.clone(), r)),
             Item::Command(r) => drop(state.commands.insert(r.id.clone(), r)),
             Item::Lease(r) => drop(state.leases.insert(r.name.clone(), r)),
-            Item::Template(r) => drop(state.templates.insert(r.name.clone(), r)),
+            Item::Template(mut r) => {
+                share(&mut self.manifests, &mut Arc::make_mut(&mut r).manifest);
+                state.templates.insert(r.name.clone(), r);
+            }
             Item::User(r) => drop(state.users.insert(r.name.clone(), r)),
             Item::ApiToken(r) => drop(state.tokens.insert(r.id.clone(), r)),
             Item::Recorded(key, r) => drop(state.recorded.insert(key, r)),
-            Item::Event(id, r) => drop(state.events.insert(id, r)),
+            Item::Event(id, r) => {
+                if !state.events.push(id, r) {
+                    return Err(CodecError::Snapshot(format!("event {id} is out of order")));
+                }
+            }
             Item::Candidate(r) => drop(
                 state
                     .candidates
@@ -310,5 +324,13 @@ impl StateDecoder {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes equal texts one.
+fn share(seen: &mut BTreeSet<Arc<str>>, text: &mut Arc<str>) {
+    match seen.get(text) {
+        Some(same) => *text = same.clone(),
+        None => drop(seen.insert(text.clone())),
     }
 }

@@ -15,7 +15,8 @@ use regent_types::{
 };
 
 use crate::digest::Contribution;
-use crate::event::{Event, EventId};
+use crate::event::EventId;
+use crate::events::Events;
 use crate::index::Indexes;
 use crate::outcome::Applied;
 use crate::record::{
@@ -59,7 +60,7 @@ pub struct State {
     pub(crate) users: OrdMap<UserName, Arc<User>>,
     pub(crate) tokens: OrdMap<TokenId, Arc<ApiToken>>,
     pub(crate) recorded: OrdMap<[u8; 16], Arc<Recorded>>,
-    pub(crate) events: OrdMap<EventId, Arc<Event>>,
+    pub(crate) events: Events,
     pub(crate) events_floor: EventId,
     pub(crate) index: Indexes,
     pub(crate) contribution: Contribution,
@@ -91,7 +92,7 @@ impl State {
             users: OrdMap::new(),
             tokens: OrdMap::new(),
             recorded: OrdMap::new(),
-            events: OrdMap::new(),
+            events: Events::default(),
             events_floor: EventId(Revision(0), 0),
             index: Indexes::default(),
             contribution: Contribution::default(),
@@ -362,7 +363,7 @@ impl State {
     }
 
     /// The events that are kept, in order.
-    pub fn events(&self) -> &OrdMap<EventId, Arc<Event>> {
+    pub fn events(&self) -> &Events {
         &self.events
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn put(txn: &mut Txn<'_>, op: Put) -> Applied {
     let now = txn.now();
     let template = txn.put_template(Template {
         name: op.name,
-        manifest: op.manifest,
+        manifest: op.manifest.into(),
         cpu: op.cpu,
         memory: op.memory,
         built_in: false,
@@ -84,7 +84,7 @@ pub(crate) fn put_built_in(txn: &mut Txn<'_>) {
     for built_in in crate::builtin::TEMPLATES {
         txn.put_template(Template {
             name: built_in.name(),
-            manifest: built_in.manifest.to_owned(),
+            manifest: built_in.manifest.into(),
             cpu: built_in.cpu,
             memory: built_in.memory,
             built_in: true,

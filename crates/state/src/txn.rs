@@ -314,8 +314,7 @@ impl<'a> Txn<'a> {
 
     /// Drops the oldest event.
     pub(crate) fn drop_event(&mut self) {
-        if let (Some((id, _)), rest) = self.state.events.without_min_with_key() {
-            self.state.events = rest;
+        if let Some((id, _)) = self.state.events.pop_first() {
             self.state.events_floor = id.next();
             self.state.contribution.changed(Table::Removed as u8, &id);
         }
@@ -341,7 +340,11 @@ impl<'a> Txn<'a> {
             record,
             by: crate::event::by(&self.actor.to_string(), reason),
         };
-        self.state.events.insert(id, Arc::new(event));
+        let is_next = self.state.events.push(id, Arc::new(event));
+        assert!(
+            is_next,
+            "revisions grow, and so do the numbers of one revision's events"
+        );
         while self.state.events.len() > MAX_EVENTS {
             self.drop_event();
         }

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::ops::Bound;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -181,11 +180,7 @@ fn gone(why: &str) -> Failure {
 /// Whether events after this one may be missing.
 fn is_pruned(floor: EventId, seen: EventId) -> bool {
     // Clients go on "after all of revision R" with the largest number, so the next id may be of R + 1.
-    let next = match seen.1.checked_add(1) {
-        Some(n) => EventId(seen.0, n),
-        None => EventId(Revision(seen.0.0.saturating_add(1)), 0),
-    };
-    next < floor
+    seen.next() < floor
 }
 
 fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
@@ -293,9 +288,8 @@ impl Watcher {
         if is_pruned(view.state.events_floor(), self.position) {
             return Batch::Pruned;
         }
-        let range = (Bound::Excluded(self.position), Bound::Unbounded);
         let (mut seen, mut events) = (false, Vec::new());
-        for (id, event) in view.state.events().range(range).take(BATCH) {
+        for (id, event) in view.state.events().from(self.position.next()).take(BATCH) {
             seen = true;
             self.position = *id;
             if self.wants(event, &view.state) {

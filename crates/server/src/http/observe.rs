@@ -4,15 +4,16 @@
 //! metrics are bounded: the matched route, never the path that was asked for.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
+use metrics::{Counter, Gauge, Histogram};
 use regent_types::cluster::{INDEX_HEADER, REQUEST_ID_HEADER};
 use regent_types::{Code, Problem};
 
@@ -31,68 +32,75 @@ pub(super) const DURATION: &str = "regent_http_request_duration_seconds";
 /// Requests under way.
 pub(super) const IN_FLIGHT: &str = "regent_http_requests_in_flight";
 
-/// Puts it around all routes, those that do not exist included.
-pub(super) fn observed(router: Router<Service>, service: &Service) -> Router<Service> {
-    // `route_layer` would not see fallbacks; the matched path is set before `layer` runs.
-    router
-        .layer(from_fn_with_state(service.clone(), finish))
-        .layer(from_fn(counted))
+/// The metrics of one route, looked up by name once and not with every request.
+pub(super) struct Counted {
+    service: Service,
+    method: &'static str,
+    route: &'static str,
+    duration: Histogram,
+    in_flight: Gauge,
+    /// By status; a route answers with a handful.
+    answers: RwLock<Vec<(StatusCode, Counter)>>,
 }
 
-/// Counts and times.
-async fn counted(request: Request, next: Next) -> Response {
-    let method = method_label(request.method());
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| path.as_str().to_owned());
-    let route = route.unwrap_or_else(|| "unmatched".to_owned());
-    let started = Instant::now();
-    let in_flight = InFlight::begin();
-    let response = next.run(request).await;
-    drop(in_flight);
-    let status = response.status().as_u16().to_string();
-    metrics::counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status)
-        .increment(1);
-    metrics::histogram!(DURATION, "method" => method, "route" => route)
-        .record(started.elapsed().as_secs_f64());
-    response
+impl Counted {
+    /// For the requests of this method (in capitals) that match the route.
+    pub(super) fn new(service: &Service, method: &'static str, route: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            service: service.clone(),
+            method,
+            route,
+            duration: metrics::histogram!(DURATION, "method" => method, "route" => route),
+            in_flight: metrics::gauge!(IN_FLIGHT),
+            answers: RwLock::default(),
+        })
+    }
+
+    fn answered(&self, status: StatusCode, started: Instant) {
+        let found = |answers: &[(StatusCode, Counter)]| {
+            let (_, counter) = answers.iter().find(|(known, _)| *known == status)?;
+            counter.increment(1);
+            Some(())
+        };
+        // A push is never half done, so a panic of another thread spoils nothing.
+        let known = found(&self.answers.read().unwrap_or_else(PoisonError::into_inner));
+        if known.is_none() {
+            let counter = metrics::counter!(REQUESTS, "method" => self.method, "route" => self.route,
+                "status" => status.as_u16().to_string());
+            let mut answers = self.answers.write().unwrap_or_else(PoisonError::into_inner);
+            answers.push((status, counter));
+            found(&answers);
+        }
+        self.duration.record(started.elapsed().as_secs_f64());
+    }
 }
 
 /// Counts down also when the caller goes away and the future is dropped.
-struct InFlight;
+struct InFlight<'a>(&'a Gauge);
 
-impl InFlight {
-    fn begin() -> Self {
-        metrics::gauge!(IN_FLIGHT).increment(1.0);
-        Self
+impl<'a> InFlight<'a> {
+    fn begin(gauge: &'a Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        metrics::gauge!(IN_FLIGHT).decrement(1.0);
+        self.0.decrement(1.0);
     }
 }
 
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
-}
-
-/// Gives the answer its headers, and its document if it is a problem.
-async fn finish(State(service): State<Service>, request: Request, next: Next) -> Response {
+/// Goes around every route, those that do not exist included: counts and times, gives the answer its
+/// headers, and its document if it is a problem.
+pub(super) async fn observe(State(counted): State<Arc<Counted>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let in_flight = InFlight::begin(&counted.in_flight);
     let id = request_id(request.headers());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let outcome = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    drop(in_flight);
+    let path = uri.path();
     let mut response = outcome.unwrap_or_else(|_| {
         tracing::error!(request = id, %method, path, "a handler panicked");
         Failure::internal("a fault of Regent itself; its log has the request's id").into_response()
@@ -106,7 +114,7 @@ async fn finish(State(service): State<Service>, request: Request, next: Next) ->
         render(&mut response, *problem, &id);
     }
     if !response.headers().contains_key(INDEX_HEADER) {
-        let revision = service.node().view().revision;
+        let revision = counted.service.node().view().revision;
         set_index(&mut response, revision);
     }
     let headers = response.headers_mut();
@@ -120,6 +128,7 @@ async fn finish(State(service): State<Service>, request: Request, next: Next) ->
         header::X_CONTENT_TYPE_OPTIONS,
         HeaderValue::from_static("nosniff"),
     );
+    counted.answered(response.status(), started);
     response
 }
 

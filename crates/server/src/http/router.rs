@@ -1,10 +1,12 @@
 //! All routes, and what is answered where there is none.
 
 use axum::Router;
+use axum::handler::Handler as _;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use regent_types::Code;
 
-use super::observe::observed;
+use super::observe::{Counted, observe};
 use super::problem::Failure;
 use super::{
     agents, auth, cluster, commands, events, health, leases, metrics, openapi, sessions, templates, tokens,
@@ -15,78 +17,81 @@ use crate::service::Service;
 /// The routes of a node.
 pub(crate) fn router(service: Service) -> Router {
     metrics::install();
+    let observed = |method, route| from_fn_with_state(Counted::new(&service, method, route), observe);
     let mut router = Router::new();
-    for (_, path, handler) in routes() {
-        router = router.route(path, handler);
+    for (method, path, handler) in routes() {
+        router = router.route(path, handler.layer(observed(method, path)));
     }
-    let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
-    observed(router, &service).with_state(service)
+    router
+        .fallback_service(no_route.layer(observed("any", "unmatched")).with_state(()))
+        .method_not_allowed_fallback(no_method.layer(observed("any", "unmatched")))
+        .with_state(service)
 }
 
 /// Method, path and handler of every route. The document is compared with this table in a test.
 fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
     vec![
-        ("post", "/api/v1/auth/login", post(auth::login)),
-        ("post", "/api/v1/auth/logout", post(auth::logout)),
-        ("get", "/api/v1/sessions", get(sessions::list)),
-        ("post", "/api/v1/sessions", post(sessions::create)),
-        ("get", "/api/v1/sessions/{name}", get(sessions::get)),
-        ("patch", "/api/v1/sessions/{name}", patch(sessions::patch)),
-        ("delete", "/api/v1/sessions/{name}", delete(sessions::delete)),
+        ("POST", "/api/v1/auth/login", post(auth::login)),
+        ("POST", "/api/v1/auth/logout", post(auth::logout)),
+        ("GET", "/api/v1/sessions", get(sessions::list)),
+        ("POST", "/api/v1/sessions", post(sessions::create)),
+        ("GET", "/api/v1/sessions/{name}", get(sessions::get)),
+        ("PATCH", "/api/v1/sessions/{name}", patch(sessions::patch)),
+        ("DELETE", "/api/v1/sessions/{name}", delete(sessions::delete)),
         (
-            "put",
+            "PUT",
             "/api/v1/sessions/{name}/hibernate",
             put(sessions::hibernate),
         ),
-        ("put", "/api/v1/sessions/{name}/wake", put(sessions::wake)),
+        ("PUT", "/api/v1/sessions/{name}/wake", put(sessions::wake)),
         (
-            "post",
+            "POST",
             "/api/v1/sessions/{name}/heartbeat",
             post(sessions::heartbeat),
         ),
-        ("get", "/api/v1/agents", get(agents::list)),
-        ("post", "/api/v1/agents/register", post(agents::register)),
-        ("get", "/api/v1/agents/connect", get(crate::gateway::connect)),
-        ("get", "/api/v1/agents/{id}", get(agents::get)),
-        ("delete", "/api/v1/agents/{id}", delete(agents::delete)),
-        ("post", "/api/v1/agents/{id}/cordon", post(agents::cordon)),
-        ("post", "/api/v1/agents/{id}/uncordon", post(agents::uncordon)),
-        ("post", "/api/v1/agents/{id}/drain", post(agents::drain)),
-        ("post", "/api/v1/agents/{id}/token", post(agents::token)),
-        ("post", "/api/v1/agents/{id}/commands", post(agents::command)),
-        ("get", "/api/v1/commands", get(commands::list)),
-        ("get", "/api/v1/commands/{id}", get(commands::get)),
-        ("post", "/api/v1/commands/{id}/cancel", post(commands::cancel)),
-        ("post", "/api/v1/commands/{id}/retry", post(commands::retry)),
-        ("get", "/api/v1/leases", get(leases::list)),
-        ("get", "/api/v1/leases/{name}", get(leases::get)),
-        ("delete", "/api/v1/leases/{name}", delete(leases::force_release)),
-        ("get", "/api/v1/leases/{name}/watch", get(leases::watch)),
-        ("post", "/api/v1/leases/{name}/acquire", post(leases::acquire)),
-        ("post", "/api/v1/leases/{name}/renew", post(leases::renew)),
-        ("post", "/api/v1/leases/{name}/release", post(leases::release)),
-        ("post", "/api/v1/leases/{name}/verify", post(leases::verify)),
-        ("get", "/api/v1/templates", get(templates::list)),
-        ("post", "/api/v1/templates", post(templates::create)),
-        ("get", "/api/v1/templates/{name}", get(templates::get)),
-        ("put", "/api/v1/templates/{name}", put(templates::put)),
-        ("delete", "/api/v1/templates/{name}", delete(templates::delete)),
-        ("get", "/api/v1/users", get(users::list)),
-        ("post", "/api/v1/users", post(users::create)),
-        ("delete", "/api/v1/users/{name}", delete(users::delete)),
-        ("put", "/api/v1/users/{name}/password", put(users::set_password)),
-        ("put", "/api/v1/users/{name}/quota", put(users::set_quota)),
-        ("get", "/api/v1/tokens", get(tokens::list)),
-        ("post", "/api/v1/tokens", post(tokens::create)),
-        ("delete", "/api/v1/tokens/{id}", delete(tokens::delete)),
-        ("get", "/api/v1/events", get(events::watch)),
-        ("get", "/api/v1/cluster", get(cluster::get)),
-        ("get", "/livez", get(health::livez)),
-        ("get", "/readyz", get(health::readyz)),
-        ("get", "/health", get(health::health)),
-        ("get", "/version", get(health::version)),
-        ("get", "/metrics", get(metrics::get)),
-        ("get", "/openapi.json", get(openapi::get)),
+        ("GET", "/api/v1/agents", get(agents::list)),
+        ("POST", "/api/v1/agents/register", post(agents::register)),
+        ("GET", "/api/v1/agents/connect", get(crate::gateway::connect)),
+        ("GET", "/api/v1/agents/{id}", get(agents::get)),
+        ("DELETE", "/api/v1/agents/{id}", delete(agents::delete)),
+        ("POST", "/api/v1/agents/{id}/cordon", post(agents::cordon)),
+        ("POST", "/api/v1/agents/{id}/uncordon", post(agents::uncordon)),
+        ("POST", "/api/v1/agents/{id}/drain", post(agents::drain)),
+        ("POST", "/api/v1/agents/{id}/token", post(agents::token)),
+        ("POST", "/api/v1/agents/{id}/commands", post(agents::command)),
+        ("GET", "/api/v1/commands", get(commands::list)),
+        ("GET", "/api/v1/commands/{id}", get(commands::get)),
+        ("POST", "/api/v1/commands/{id}/cancel", post(commands::cancel)),
+        ("POST", "/api/v1/commands/{id}/retry", post(commands::retry)),
+        ("GET", "/api/v1/leases", get(leases::list)),
+        ("GET", "/api/v1/leases/{name}", get(leases::get)),
+        ("DELETE", "/api/v1/leases/{name}", delete(leases::force_release)),
+        ("GET", "/api/v1/leases/{name}/watch", get(leases::watch)),
+        ("POST", "/api/v1/leases/{name}/acquire", post(leases::acquire)),
+        ("POST", "/api/v1/leases/{name}/renew", post(leases::renew)),
+        ("POST", "/api/v1/leases/{name}/release", post(leases::release)),
+        ("POST", "/api/v1/leases/{name}/verify", post(leases::verify)),
+        ("GET", "/api/v1/templates", get(templates::list)),
+        ("POST", "/api/v1/templates", post(templates::create)),
+        ("GET", "/api/v1/templates/{name}", get(templates::get)),
+        ("PUT", "/api/v1/templates/{name}", put(templates::put)),
+        ("DELETE", "/api/v1/templates/{name}", delete(templates::delete)),
+        ("GET", "/api/v1/users", get(users::list)),
+        ("POST", "/api/v1/users", post(users::create)),
+        ("DELETE", "/api/v1/users/{name}", delete(users::delete)),
+        ("PUT", "/api/v1/users/{name}/password", put(users::set_password)),
+        ("PUT", "/api/v1/users/{name}/quota", put(users::set_quota)),
+        ("GET", "/api/v1/tokens", get(tokens::list)),
+        ("POST", "/api/v1/tokens", post(tokens::create)),
+        ("DELETE", "/api/v1/tokens/{id}", delete(tokens::delete)),
+        ("GET", "/api/v1/events", get(events::watch)),
+        ("GET", "/api/v1/cluster", get(cluster::get)),
+        ("GET", "/livez", get(health::livez)),
+        ("GET", "/readyz", get(health::readyz)),
+        ("GET", "/health", get(health::health)),
+        ("GET", "/version", get(health::version)),
+        ("GET", "/metrics", get(metrics::get)),
+        ("GET", "/openapi.json", get(openapi::get)),
     ]
 }
 
@@ -126,7 +131,7 @@ mod tests {
             .collect();
         let served: BTreeSet<(String, String)> = routes()
             .iter()
-            .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
+            .map(|(method, path, _)| (method.to_lowercase(), (*path).to_owned()))
             .collect();
         assert_eq!(documented, served);
     }

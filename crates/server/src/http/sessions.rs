@@ -159,7 +159,7 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
         persistent_home: body.persistent_home,
         idle_timeout: limits::span("idleTimeout", body.idle_timeout)?,
         max_duration: limits::span("maxSessionDuration", body.max_session_duration)?,
-        tags: body.tags,
+        tags: body.tags.into(),
         placement: Placement {
             platform: body.placement.platform,
             region: body.placement.region,
@@ -211,7 +211,7 @@ pub(super) async fn patch(
     let operation = PatchSession {
         name,
         if_match,
-        tags: body.tags,
+        tags: body.tags.map(Into::into),
         idle_timeout,
         max_duration,
     };

@@ -34,7 +34,7 @@ pub(super) fn session(record: &record::Session, last_activity: Option<u64>) -> S
         persistent_home: record.persistent_home,
         idle_timeout: record.idle_timeout.map(Span),
         max_session_duration: record.max_duration.map(Span),
-        tags: record.tags.clone(),
+        tags: record.tags.to_vec(),
         created_at: Time(record.created_at),
         updated_at: Time(record.updated_at),
         status: SessionStatus {

@@ -214,7 +214,7 @@ mod tests {
             persistent_home: false,
             idle_timeout: Some(60_000),
             max_duration: Some(3_600_000),
-            tags: Vec::new(),
+            tags: [].into(),
             placement: Placement::default(),
             queue: true,
         };

@@ -538,8 +538,7 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                 max_duration: step.number("max"),
                 tags: step
                     .raw("tags")
-                    .map(|t| t.split(',').map(str::to_owned).collect())
-                    .unwrap_or_default(),
+                    .map_or_else(|| [].into(), |t| t.split(',').map(str::to_owned).collect()),
                 placement: Placement {
                     platform: step.raw("platform").map(str::to_owned),
                     region: step.raw("region").map(str::to_owned),

@@ -58,7 +58,7 @@ impl World {
     pub fn apply(&mut self, operation: Operation) -> String {
         let (revision, applied) = self.apply_quietly(operation);
         let mut text = format!("@{revision} {}\n", show::applied(&applied));
-        for (id, event) in self.state.events().range(EventId(revision, 0)..) {
+        for (id, event) in self.state.events().from(EventId(revision, 0)) {
             assert_eq!(id.0, revision, "an event of another revision");
             writeln!(text, "   {}", show::event(event)).unwrap();
         }

@@ -632,7 +632,7 @@ fn streamspace_fault_10_a_repeated_start_that_already_exists_is_done() {
         persistent_home: false,
         idle_timeout: None,
         max_duration: None,
-        tags: Vec::new(),
+        tags: [].into(),
         placement: regent_state::record::Placement::default(),
         queue: false,
     };
