@@ -159,6 +159,11 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) advertise_peer: Option<String>,
+    /// What keeps the log and the vote: `sled`, or `segments`, plain files that take less work. A data folder
+    /// stays with what it was begun with [default: sled].
+    #[arg(long, value_name = "STORE", value_enum, hide_possible_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log_store: Option<LogStore>,
     /// How often agents send a heartbeat [default: 10s].
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,6 +200,7 @@ impl Settings for ServerConfig {
         "cluster-secret-file",
         "advertise-http",
         "advertise-peer",
+        "log-store",
         "heartbeat",
         "stale-after",
         "bootstrap-token-file",
@@ -259,6 +265,41 @@ impl<'de> Deserialize<'de> for Members {
                 .join(","),
         };
         parse_members(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What keeps a node's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogStore {
+    /// The sled database.
+    #[default]
+    Sled,
+    /// Plain segment files.
+    Segments,
+}
+
+impl LogStore {
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        regent_server::LogStore::from(self).as_str()
+    }
+
+    /// What a node's data folder was begun with, if it was.
+    pub(crate) fn begun_in(data: &Path) -> Option<Self> {
+        Some(match regent_server::LogStore::begun_in(data)? {
+            regent_server::LogStore::Sled => Self::Sled,
+            regent_server::LogStore::Segments => Self::Segments,
+        })
+    }
+}
+
+impl From<LogStore> for regent_server::LogStore {
+    fn from(store: LogStore) -> Self {
+        match store {
+            LogStore::Sled => Self::Sled,
+            LogStore::Segments => Self::Segments,
+        }
     }
 }
 
@@ -410,6 +451,23 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("node-idd"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_log_store_is_an_error_that_names_those_that_exist() {
+        let known = file("log-store = \"segments\"\n");
+        let config = load(Some(known.path()), ServerConfig::default()).unwrap();
+        assert_eq!(config.log_store, Some(LogStore::Segments));
+        let unknown = file("log-store = \"rocksdb\"\n");
+        let error = load(Some(unknown.path()), ServerConfig::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            ["log-store", "rocksdb", "`sled`", "`segments`"]
+                .iter()
+                .all(|word| error.contains(word)),
+            "{error}"
+        );
     }
 
     #[test]

@@ -103,6 +103,7 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             .map(secret_file)
             .transpose()?,
         dev: config.dev,
+        log_store: config.log_store.unwrap_or_default().into(),
         in_memory: false,
         http_listener: None,
         peer_listener: None,

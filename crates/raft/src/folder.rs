@@ -7,6 +7,7 @@
 //! ```text
 //! <data>/lock         this lock, with the pid of the holder for people
 //! <data>/log/         the sled database: log, vote, metadata
+//! <data>/log-segments/  or the same in segment files
 //! <data>/log.mark     the watermark of what was promised
 //! <data>/snapshots/   snapshot files
 //! ```

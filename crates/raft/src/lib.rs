@@ -37,7 +37,7 @@ mod watch;
 pub use config::{MAX_PROPOSAL, SnapshotPolicy, Timing};
 pub use error::{CallError, ProposeError, ReadError, StartError, TransferError};
 pub use folder::FolderError;
-pub use log::{LogError, MemoryDisk};
+pub use log::{LogError, LogStore, MemoryDisk};
 pub use machine::View;
 pub use node::{LeadershipView, Node, PeerService, Proposed};
 pub use options::{ClusterSecret, MIN_SECRET_BYTES, Options, SecretTooShort, Storage};

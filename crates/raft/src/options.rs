@@ -9,6 +9,7 @@ use std::sync::Arc;
 use regent_types::NodeId;
 
 use crate::config::{SnapshotPolicy, Timing};
+use crate::log::LogStore;
 
 /// Everything that one node needs to know to be a member of a cluster.
 #[derive(Debug)]
@@ -39,11 +40,10 @@ pub struct Options {
 }
 
 /// Where log, vote and snapshots are kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub enum Storage {
-    /// sled and snapshot files in [`Options::data`]. One such node per process.
-    #[default]
-    Disk,
+    /// A log store and snapshot files in [`Options::data`]. One such node per process.
+    Disk(LogStore),
     /// The in-memory twin, for tests with several nodes in one process. The value outlives the node, so
     /// a node can be started again on what it had.
     Memory(crate::log::MemoryDisk),

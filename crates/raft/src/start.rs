@@ -17,7 +17,7 @@ use crate::config::{Member, raft_config};
 use crate::error::StartError;
 use crate::forming;
 use crate::identity::{Identity, Incarnation, Record, Settlement, members_text};
-use crate::log::{Engine, Log, LogError, SledEngine};
+use crate::log::{self, Log, LogError};
 use crate::machine::{Machine, Raft};
 use crate::node::{Halt, LeadershipView, Node, PeerService, Shared};
 use crate::options::{Options, Storage};
@@ -131,8 +131,8 @@ async fn open_log(options: &Options) -> Result<Log, StartError> {
     let storage = options.storage.clone();
     let data = options.data.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let engine: Arc<dyn Engine> = match storage {
-            Storage::Disk => Arc::new(SledEngine::open(&data)?),
+        let engine = match storage {
+            Storage::Disk(store) => log::open(&data, store)?,
             Storage::Memory(disk) => disk.engine(),
         };
         Log::open(engine)

@@ -29,5 +29,5 @@ mod server;
 mod service;
 mod waiting;
 
-pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Options};
+pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, Options};
 pub use server::{Error, Server};

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use regent_raft::LogStore;
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -45,6 +46,8 @@ pub struct Options {
     pub admin_password: Option<String>,
     /// Shorter leases are granted, as tests and demonstrations need them.
     pub dev: bool,
+    /// What keeps log and vote in the data folder; it never changes for a folder.
+    pub log_store: LogStore,
     /// Log, vote and snapshots live in this process only (tests).
     pub in_memory: bool,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
@@ -71,6 +74,7 @@ impl Options {
             bootstrap_token: None,
             admin_password: None,
             dev: false,
+            log_store: LogStore::default(),
             in_memory: false,
             http_listener: None,
             peer_listener: None,
@@ -136,6 +140,7 @@ impl fmt::Debug for Options {
             .field("http", &self.http)
             .field("peer", &self.peer)
             .field("members", &self.members)
+            .field("log_store", &self.log_store)
             .field("heartbeat", &self.heartbeat)
             .field("stale_after", &self.stale_after)
             .field("dev", &self.dev)

@@ -81,7 +81,7 @@ impl Server {
         let storage = if options.in_memory {
             Storage::Memory(regent_raft::MemoryDisk::default())
         } else {
-            Storage::Disk
+            Storage::Disk(options.log_store)
         };
         let raft = regent_raft::Options {
             node: options.node,

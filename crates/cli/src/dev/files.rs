@@ -12,7 +12,7 @@ use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::ports::{self, Ports};
-use crate::config::RuntimeKind;
+use crate::config::{LogStore, RuntimeKind};
 
 /// Where the first node is served when nothing else is asked for.
 const DEFAULT_HTTP_PORT: u16 = 8000;
@@ -94,6 +94,7 @@ impl Folder {
         &mut self,
         nodes: u64,
         http_port: Option<u16>,
+        log_store: Option<LogStore>,
         lifeline: &str,
     ) -> anyhow::Result<DevFile> {
         let mut file = if let Some(file) = self.read()? {
@@ -136,7 +137,7 @@ impl Folder {
             .map(|n| format!("{}={}", n.id, n.peer))
             .collect();
         for node in &mut file.nodes {
-            node.command = self.node_command(node, &members.join(","), lifeline)?;
+            node.command = self.node_command(node, &members.join(","), log_store, lifeline)?;
         }
         Ok(file)
     }
@@ -183,10 +184,16 @@ impl Folder {
         Ok(numbers)
     }
 
-    fn node_command(&self, node: &NodeProcess, members: &str, lifeline: &str) -> anyhow::Result<Vec<String>> {
+    fn node_command(
+        &self,
+        node: &NodeProcess,
+        members: &str,
+        log_store: Option<LogStore>,
+        lifeline: &str,
+    ) -> anyhow::Result<Vec<String>> {
         let http = node.http.trim_start_matches("http://");
         let path = |name: &str| self.path.join(name).display().to_string();
-        Ok([
+        let mut command = [
             &program()?,
             "server",
             "--node-id",
@@ -214,7 +221,12 @@ impl Folder {
             lifeline,
         ]
         .map(str::to_owned)
-        .to_vec())
+        .to_vec();
+        // What the folder was begun with goes on without a flag; else the node knows the default.
+        if let Some(store) = log_store.or_else(|| LogStore::begun_in(&node.data)) {
+            command.extend(["--log-store", store.as_str()].map(str::to_owned));
+        }
+        Ok(command)
     }
 
     /// The command of an agent.

@@ -20,7 +20,7 @@ use regent_types::agent::{AgentStatus, Capacity, RegisterAgent};
 use regent_types::{AgentId, NodeId};
 use tokio::time::Instant;
 
-use crate::config::RuntimeKind;
+use crate::config::{LogStore, RuntimeKind};
 use crate::output;
 use children::Children;
 use files::{AgentProcess, DevFile, Folder, NodeProcess};
@@ -48,6 +48,9 @@ pub(crate) struct DevArgs {
     /// What sessions run on.
     #[arg(long, value_enum, default_value_t)]
     runtime: RuntimeKind,
+    /// What keeps the log of each node: `sled` or `segments` [default: as before in this folder, else sled].
+    #[arg(long, value_name = "STORE", value_enum, hide_possible_values = true)]
+    log_store: Option<LogStore>,
 }
 
 /// Runs until Ctrl-C or SIGTERM.
@@ -106,7 +109,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
 async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> anyhow::Result<DevFile> {
     let deadline = Instant::now() + READY_WITHIN;
     let lifeline = children.lifeline().to_string();
-    let mut file = folder.plan(args.nodes, args.http_port, &lifeline)?;
+    let mut file = folder.plan(args.nodes, args.http_port, args.log_store, &lifeline)?;
     for node in &mut file.nodes {
         node.pid = children.spawn(
             &format!("node {}", node.id),

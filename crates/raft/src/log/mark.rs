@@ -11,27 +11,32 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{LogError, Promise, record};
 
 /// Distance of the two slots: a disk sector, so that one torn write cannot touch both.
 const SLOT: usize = 512;
 
-/// The open watermark file.
+/// The open watermark file. `T` is what the engine notes in it: the promise, or a little more.
 #[derive(Debug)]
-pub(super) struct Mark {
+pub(super) struct Mark<T = Promise> {
     path: PathBuf,
     file: File,
     /// Number of the next write; its parity chooses the slot. Only the writer thread writes.
     sequence: AtomicU64,
+    noted: PhantomData<fn(T)>,
 }
 
-impl Mark {
-    /// Opens or creates the file and reads the last promise from it.
-    pub(super) fn open(path: &Path) -> Result<(Self, Option<Promise>), LogError> {
+impl<T: Serialize + DeserializeOwned> Mark<T> {
+    /// Opens or creates the file and reads what was noted last.
+    pub(super) fn open(path: &Path) -> Result<(Self, Option<T>), LogError> {
         let failed = |what| {
             move |source| LogError::File {
                 path: path.to_owned(),
@@ -46,7 +51,7 @@ impl Mark {
             .truncate(false)
             .open(path)
             .map_err(failed("cannot open the watermark"))?;
-        let mut newest: Option<(u64, Promise)> = None;
+        let mut newest: Option<(u64, T)> = None;
         let mut written = false;
         for slot in 0..2_usize {
             let mut bytes = [0; SLOT];
@@ -54,7 +59,7 @@ impl Mark {
                 .map_err(failed("cannot read the watermark"))?;
             written |= bytes[..len].iter().any(|byte| *byte != 0);
             if let Some(found) = decode(&bytes)
-                && newest.is_none_or(|(sequence, _)| sequence < found.0)
+                && newest.as_ref().is_none_or(|(sequence, _)| *sequence < found.0)
             {
                 newest = Some(found);
             }
@@ -65,33 +70,34 @@ impl Mark {
                 what: "neither copy of the watermark is readable".to_owned(),
             });
         }
-        let sequence = newest.map_or(0, |(sequence, _)| sequence + 1);
+        let sequence = newest.as_ref().map_or(0, |(sequence, _)| sequence + 1);
         let mark = Self {
             path: path.to_owned(),
             file,
             sequence: AtomicU64::new(sequence),
+            noted: PhantomData,
         };
-        Ok((mark, newest.map(|(_, promise)| promise)))
+        Ok((mark, newest.map(|(_, noted)| noted)))
     }
 
-    /// Notes the promise; durable against a killed process only.
-    pub(super) fn write(&self, promise: &Promise) -> Result<(), LogError> {
+    /// Notes something; durable against a killed process only.
+    pub(super) fn write(&self, noted: &T) -> Result<(), LogError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let value = record::encode_value(&(sequence, promise));
+        let value = record::encode_value(&(sequence, noted));
         let mut bytes = Vec::with_capacity(2 + value.len());
-        let len = u16::try_from(value.len()).expect("a promise is far smaller than a slot");
+        let len = u16::try_from(value.len()).expect("what is noted is far smaller than a slot");
         bytes.extend_from_slice(&len.to_le_bytes());
         bytes.extend_from_slice(&value);
-        assert!(bytes.len() <= SLOT, "a promise fits its slot");
+        assert!(bytes.len() <= SLOT, "what is noted fits its slot");
         let offset = (sequence % 2) * SLOT as u64;
         self.file
             .write_all_at(&bytes, offset)
             .map_err(|source| self.failed("cannot write the watermark", source))
     }
 
-    /// Notes the promise and makes it durable.
-    pub(super) fn write_durably(&self, promise: &Promise) -> Result<(), LogError> {
-        self.write(promise)?;
+    /// Notes something and makes it durable.
+    pub(super) fn write_durably(&self, noted: &T) -> Result<(), LogError> {
+        self.write(noted)?;
         self.file
             .sync_data()
             .map_err(|source| self.failed("cannot sync the watermark", source))
@@ -106,7 +112,7 @@ impl Mark {
     }
 }
 
-fn decode(slot: &[u8]) -> Option<(u64, Promise)> {
+fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
     let (len, rest) = slot.split_first_chunk()?;
     let value = rest.get(..usize::from(u16::from_le_bytes(*len)))?;
     record::decode_value(value).ok()
@@ -144,18 +150,21 @@ mod tests {
     fn the_last_promise_survives_and_a_torn_write_leaves_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mark");
-        let (mark, found) = Mark::open(&path).unwrap();
+        let (mark, found) = Mark::<Promise>::open(&path).unwrap();
         assert_eq!(found, None);
         mark.write(&promise(1)).unwrap();
         mark.write(&promise(2)).unwrap();
-        let (mark, found) = Mark::open(&path).unwrap();
+        let (mark, found) = Mark::<Promise>::open(&path).unwrap();
         assert_eq!(found, Some(promise(2)));
         mark.write_durably(&promise(3)).unwrap();
 
         // The third write is in the first slot.
         mark.file.write_all_at(&[0xff], 9).unwrap();
-        assert_eq!(Mark::open(&path).unwrap().1, Some(promise(2)));
+        assert_eq!(Mark::<Promise>::open(&path).unwrap().1, Some(promise(2)));
         mark.file.write_all_at(&[0xff], 9 + SLOT as u64).unwrap();
-        assert!(matches!(Mark::open(&path), Err(LogError::Damaged { .. })));
+        assert!(matches!(
+            Mark::<Promise>::open(&path),
+            Err(LogError::Damaged { .. })
+        ));
     }
 }

@@ -3,7 +3,8 @@
 //! Three layers, from the disk up:
 //!
 //! - [`Engine`] keeps opaque records by index and small values by name, and can make everything before a
-//!   point durable. [`sled`] is the real one, [`memory`] its twin that forgets what was not synced.
+//!   point durable. [`sled`] is the default, [`segments`] another one on plain files ([`choice`]), and
+//!   [`memory`] their twin that forgets what was not synced.
 //! - [`record`] gives every record a format version, a checksum and its own term and index, so that a
 //!   record in the wrong place or with a flipped bit is found, whatever the engine.
 //! - [`store::Log`] is what openraft sees: the tail in memory, one [`writer`] thread, one sync for all
@@ -13,9 +14,11 @@
 //! refuses to start. sled cuts its own log at the first damaged message without a word, so the engine also
 //! keeps a [`Promise`], a lower bound of what was synced, outside of sled (see [`mark`]).
 
+mod choice;
 mod mark;
 mod memory;
 mod record;
+mod segments;
 mod sled;
 mod store;
 mod tail;
@@ -34,8 +37,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::choice::LogStore;
+pub(crate) use self::choice::open;
 pub use self::memory::MemoryDisk;
-pub(crate) use self::sled::SledEngine;
 pub(crate) use self::store::Log;
 use crate::config::{LogId, Vote};
 use crate::folder::FolderError;
@@ -113,6 +117,21 @@ pub enum LogError {
         place: String,
         /// What was found, with the index where there is one.
         what: String,
+    },
+    /// The data folder belongs to another store.
+    #[error(
+        "the data folder {} was begun with the log store {begun}, which {asked} cannot read: \
+         start this node with `--log-store {begun}` \
+         (a log is not converted: only a new node, with a folder and an id of its own, may choose anew)",
+        data.display()
+    )]
+    OtherStore {
+        /// The folder.
+        data: PathBuf,
+        /// What it was begun with.
+        begun: LogStore,
+        /// What was asked for.
+        asked: LogStore,
     },
     /// The data folder cannot be used.
     #[error(transparent)]

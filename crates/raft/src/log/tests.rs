@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -53,57 +52,65 @@ async fn close(log: Log) {
     while ended.changed().await.is_ok() {}
 }
 
-fn on_disk(data: &Path) -> Result<Log, LogError> {
-    Log::open(Arc::new(SledEngine::open(data)?))
+/// With every store that there is.
+const STORES: [LogStore; 2] = [LogStore::Sled, LogStore::Segments];
+
+fn on_disk(store: LogStore, data: &Path) -> Result<Log, LogError> {
+    Log::open(super::open(data, store)?)
 }
 
 #[tokio::test]
 async fn everything_is_there_after_a_reopen() {
     let _alone = ONE_SLED.lock().await;
-    let data = tempfile::tempdir().unwrap();
-    let mut log = on_disk(data.path()).unwrap();
-    assert!(log.is_pristine());
-    let vote = Vote::new_committed(3, 1);
-    log.save_vote(&vote).await.unwrap();
-    // Larger than one part of the sled engine, exactly one, and small.
-    let entries: Vec<Entry> = (0..40)
-        .zip([64 * 1024, 7 * 1024 - 40, 10].into_iter().cycle())
-        .map(|(i, len)| entry(1 + i / 20, i, len))
-        .collect();
-    append(&mut log, entries.clone()).await.unwrap();
-    log.save_committed(Some(id(2, 30))).await.unwrap();
-    log.purge(id(1, 4)).await.unwrap();
-    log.put_metadata("incarnation", b"abc").await.unwrap();
-    close(log).await;
+    for store in STORES {
+        let data = tempfile::tempdir().unwrap();
+        let mut log = on_disk(store, data.path()).unwrap();
+        assert!(log.is_pristine());
+        let vote = Vote::new_committed(3, 1);
+        log.save_vote(&vote).await.unwrap();
+        // Larger than one part of the sled engine, exactly one, and small.
+        let entries: Vec<Entry> = (0..40)
+            .zip([64 * 1024, 7 * 1024 - 40, 10].into_iter().cycle())
+            .map(|(i, len)| entry(1 + i / 20, i, len))
+            .collect();
+        append(&mut log, entries.clone()).await.unwrap();
+        log.save_committed(Some(id(2, 30))).await.unwrap();
+        log.purge(id(1, 4)).await.unwrap();
+        log.put_metadata("incarnation", b"abc").await.unwrap();
+        close(log).await;
 
-    let mut log = on_disk(data.path()).unwrap();
-    assert!(!log.is_pristine());
-    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
-    assert_eq!(log.read_committed().await.unwrap(), Some(id(2, 30)));
-    assert_eq!(log.get_metadata("incarnation").unwrap().unwrap(), b"abc");
-    assert_eq!(log.get_metadata("other").unwrap(), None);
-    let state = log.get_log_state().await.unwrap();
-    assert_eq!(
-        (state.last_purged_log_id, state.last_log_id),
-        (Some(id(1, 4)), Some(id(2, 39)))
-    );
-    assert_eq!(log.try_get_log_entries(..).await.unwrap(), entries[5..]);
-    close(log).await;
+        let mut log = on_disk(store, data.path()).unwrap();
+        assert!(!log.is_pristine());
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.read_committed().await.unwrap(), Some(id(2, 30)));
+        assert_eq!(log.get_metadata("incarnation").unwrap().unwrap(), b"abc");
+        assert_eq!(log.get_metadata("other").unwrap(), None);
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(
+            (state.last_purged_log_id, state.last_log_id),
+            (Some(id(1, 4)), Some(id(2, 39)))
+        );
+        assert_eq!(log.try_get_log_entries(..).await.unwrap(), entries[5..]);
+        close(log).await;
 
-    let blobs = std::fs::read_dir(data.path().join("log/blobs")).map_or(0, Iterator::count);
-    assert_eq!(blobs, 0, "sled never syncs blob files, so nothing may be in one");
+        let blobs = std::fs::read_dir(data.path().join("log/blobs")).map_or(0, Iterator::count);
+        assert_eq!(blobs, 0, "sled never syncs blob files, so nothing may be in one");
+    }
 }
 
-/// Records that are stored together are read, cut off and purged one by one: whatever is done, the sled
-/// engine holds what its twin in memory holds.
+/// Records that are stored together are read, cut off and purged one by one: whatever is done, an engine
+/// holds what its twin in memory holds.
 #[tokio::test]
 async fn groups_of_records_are_as_good_as_records() {
     use rand::{RngExt as _, SeedableRng as _};
     let _alone = ONE_SLED.lock().await;
-    for seed in 0..12 {
+    for (store, seed) in STORES
+        .into_iter()
+        .flat_map(|store| (0..12).map(move |seed| (store, seed)))
+    {
         let mut random = rand::rngs::StdRng::seed_from_u64(seed);
         let data = tempfile::tempdir().unwrap();
-        let mut disk = SledEngine::open(data.path()).unwrap();
+        let mut disk = super::open(data.path(), store).unwrap();
         let twin = MemoryDisk::default().engine();
         let (mut first, mut next) = (0, 0);
         for _ in 0..150 {
@@ -138,19 +145,23 @@ async fn groups_of_records_are_as_good_as_records() {
                 }
                 8 => {
                     drop(disk);
-                    disk = SledEngine::open(data.path()).unwrap();
+                    disk = super::open(data.path(), store).unwrap();
                 }
                 _ => {
                     let from = random.random_range(first..=next);
                     let to = random.random_range(from..=next + 2);
-                    assert_eq!(scanned(&disk, from..to), scanned(&*twin, from..to), "seed {seed}");
+                    assert_eq!(
+                        scanned(&*disk, from..to),
+                        scanned(&*twin, from..to),
+                        "{store}, seed {seed}"
+                    );
                 }
             }
         }
         assert_eq!(
-            scanned(&disk, first..u64::MAX),
+            scanned(&*disk, first..u64::MAX),
             scanned(&*twin, first..u64::MAX),
-            "seed {seed}"
+            "{store}, seed {seed}"
         );
     }
 }
@@ -169,25 +180,27 @@ fn scanned(engine: &dyn Engine, range: Range<u64>) -> Vec<(u64, Vec<u8>)> {
 #[tokio::test]
 async fn truncated_entries_do_not_come_back() {
     let _alone = ONE_SLED.lock().await;
-    let data = tempfile::tempdir().unwrap();
-    let mut log = on_disk(data.path()).unwrap();
-    append(&mut log, (0..10).map(|i| entry(1, i, 20_000)))
-        .await
-        .unwrap();
-    log.truncate_after(Some(id(1, 5))).await.unwrap();
-    append(&mut log, (6..8).map(|i| entry(2, i, 10))).await.unwrap();
-    assert_eq!(indexes(&mut log).await, (0..8).collect::<Vec<_>>());
-    close(log).await;
+    for store in STORES {
+        let data = tempfile::tempdir().unwrap();
+        let mut log = on_disk(store, data.path()).unwrap();
+        append(&mut log, (0..10).map(|i| entry(1, i, 20_000)))
+            .await
+            .unwrap();
+        log.truncate_after(Some(id(1, 5))).await.unwrap();
+        append(&mut log, (6..8).map(|i| entry(2, i, 10))).await.unwrap();
+        assert_eq!(indexes(&mut log).await, (0..8).collect::<Vec<_>>());
+        close(log).await;
 
-    let mut log = on_disk(data.path()).unwrap();
-    let entries = log.try_get_log_entries(5..).await.unwrap();
-    assert_eq!(entries, [entry(1, 5, 20_000), entry(2, 6, 10), entry(2, 7, 10)]);
-    log.truncate_after(None).await.unwrap();
-    assert_eq!(log.get_log_state().await.unwrap().last_log_id, None);
-    close(log).await;
-    let mut log = on_disk(data.path()).unwrap();
-    assert!(indexes(&mut log).await.is_empty());
-    close(log).await;
+        let mut log = on_disk(store, data.path()).unwrap();
+        let entries = log.try_get_log_entries(5..).await.unwrap();
+        assert_eq!(entries, [entry(1, 5, 20_000), entry(2, 6, 10), entry(2, 7, 10)]);
+        log.truncate_after(None).await.unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, None);
+        close(log).await;
+        let mut log = on_disk(store, data.path()).unwrap();
+        assert!(indexes(&mut log).await.is_empty());
+        close(log).await;
+    }
 }
 
 /// sled cuts a damaged log at the damage and opens; without the watermark the node would come back with
@@ -196,7 +209,7 @@ async fn truncated_entries_do_not_come_back() {
 async fn a_flipped_bit_in_the_file_never_loses_an_acknowledged_entry() {
     let _alone = ONE_SLED.lock().await;
     let data = tempfile::tempdir().unwrap();
-    let mut log = on_disk(data.path()).unwrap();
+    let mut log = on_disk(LogStore::Sled, data.path()).unwrap();
     log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
     for i in 0..60 {
         append(&mut log, [entry(1, i, 600)]).await.unwrap();
@@ -213,7 +226,7 @@ async fn a_flipped_bit_in_the_file_never_loses_an_acknowledged_entry() {
         let mut damaged = whole.clone();
         damaged[position] ^= 0x10;
         std::fs::write(copy.path().join("log/db"), &damaged).unwrap();
-        match on_disk(copy.path()) {
+        match on_disk(LogStore::Sled, copy.path()) {
             Ok(mut log) => {
                 let entries = log.try_get_log_entries(..).await.unwrap();
                 let expected: Vec<Entry> = (0..60).map(|i| entry(1, i, 600)).collect();
@@ -246,7 +259,7 @@ async fn a_flipped_bit_in_the_file_never_loses_an_acknowledged_entry() {
 async fn a_torn_file_never_loses_an_acknowledged_entry() {
     let _alone = ONE_SLED.lock().await;
     let data = tempfile::tempdir().unwrap();
-    let mut log = on_disk(data.path()).unwrap();
+    let mut log = on_disk(LogStore::Sled, data.path()).unwrap();
     for i in 0..60 {
         append(&mut log, [entry(1, i, 600)]).await.unwrap();
     }
@@ -258,7 +271,7 @@ async fn a_torn_file_never_loses_an_acknowledged_entry() {
         let copy = tempfile::tempdir().unwrap();
         copy_folder(data.path(), copy.path());
         std::fs::write(copy.path().join("log/db"), &whole[..used * eighth / 8]).unwrap();
-        match on_disk(copy.path()) {
+        match on_disk(LogStore::Sled, copy.path()) {
             Ok(mut log) => {
                 assert_eq!(
                     indexes(&mut log).await,
@@ -280,7 +293,7 @@ async fn a_torn_file_never_loses_an_acknowledged_entry() {
 async fn an_incomplete_last_record_is_left_out() {
     let _alone = ONE_SLED.lock().await;
     let data = tempfile::tempdir().unwrap();
-    let mut log = on_disk(data.path()).unwrap();
+    let mut log = on_disk(LogStore::Sled, data.path()).unwrap();
     append(&mut log, (0..3).map(|i| entry(1, i, 10))).await.unwrap();
     close(log).await;
     {
@@ -297,11 +310,11 @@ async fn an_incomplete_last_record_is_left_out() {
         }
         database.flush().unwrap();
     }
-    let mut log = on_disk(data.path()).unwrap();
+    let mut log = on_disk(LogStore::Sled, data.path()).unwrap();
     assert_eq!(indexes(&mut log).await, [0, 1, 2]);
     append(&mut log, [entry(2, 3, 10)]).await.unwrap();
     close(log).await;
-    let mut log = on_disk(data.path()).unwrap();
+    let mut log = on_disk(LogStore::Sled, data.path()).unwrap();
     assert_eq!(log.try_get_log_entries(3..).await.unwrap(), [entry(2, 3, 10)]);
     close(log).await;
 }
@@ -310,6 +323,7 @@ async fn an_incomplete_last_record_is_left_out() {
 #[tokio::test]
 async fn a_killed_process_loses_nothing_that_it_acknowledged() {
     const CHILD: &str = "REGENT_TEST_KILLED_CHILD";
+    const CHILDS_STORE: &str = "REGENT_TEST_KILLED_CHILD_STORE";
     /// A failed assertion must not leave a process that writes for ever.
     struct Killed(std::process::Child);
     impl Drop for Killed {
@@ -319,50 +333,57 @@ async fn a_killed_process_loses_nothing_that_it_acknowledged() {
         }
     }
     if let Some(data) = std::env::var_os(CHILD) {
-        let mut log = on_disk(Path::new(&data)).unwrap();
+        let name = std::env::var(CHILDS_STORE).unwrap();
+        let store = STORES.into_iter().find(|store| store.as_str() == name).unwrap();
+        let mut log = on_disk(store, Path::new(&data)).unwrap();
         for index in 0.. {
             append(&mut log, [entry(1, index, 300)]).await.unwrap();
             println!("\nacknowledged {index}");
         }
     }
     let _alone = ONE_SLED.lock().await;
-    let data = tempfile::tempdir().unwrap();
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "log::tests::a_killed_process_loses_nothing_that_it_acknowledged",
-            "--nocapture",
-        ])
-        .env(CHILD, data.path())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut child = Killed(child);
-    let mut acknowledged = BufReader::new(child.0.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok)
-        .filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok());
-    assert!(
-        acknowledged.by_ref().any(|index| index >= 300),
-        "the child writes"
-    );
+    for store in STORES {
+        let data = tempfile::tempdir().unwrap();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "log::tests::a_killed_process_loses_nothing_that_it_acknowledged",
+                "--nocapture",
+            ])
+            .env(CHILD, data.path())
+            .env(CHILDS_STORE, store.as_str())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut child = Killed(child);
+        let mut acknowledged = BufReader::new(child.0.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok)
+            .filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok());
+        assert!(
+            acknowledged.by_ref().any(|index| index >= 300),
+            "the child writes"
+        );
 
-    let refused = on_disk(data.path()).err().expect("the child has the folder");
-    let pid = child.0.id().to_string();
-    assert!(matches!(&refused, LogError::Folder(FolderError::InUse { pid: Some(p), .. }) if *p == pid));
+        let refused = on_disk(store, data.path())
+            .err()
+            .expect("the child has the folder");
+        let pid = child.0.id().to_string();
+        assert!(matches!(&refused, LogError::Folder(FolderError::InUse { pid: Some(p), .. }) if *p == pid));
 
-    drop(child);
-    let last = acknowledged.last().unwrap_or(300);
-    let mut log = on_disk(data.path()).unwrap();
-    let entries = log.try_get_log_entries(0..=last).await.unwrap();
-    assert_eq!(entries.len() as u64, last + 1);
-    assert!(
-        entries
-            .iter()
-            .zip(0..)
-            .all(|(found, index)| *found == entry(1, index, 300))
-    );
-    close(log).await;
+        drop(child);
+        let last = acknowledged.last().unwrap_or(300);
+        let mut log = on_disk(store, data.path()).unwrap();
+        let entries = log.try_get_log_entries(0..=last).await.unwrap();
+        assert_eq!(entries.len() as u64, last + 1);
+        assert!(
+            entries
+                .iter()
+                .zip(0..)
+                .all(|(found, index)| *found == entry(1, index, 300))
+        );
+        close(log).await;
+    }
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::{Proposal, SnapshotPolicy, Timing, Vote, raft_config};
-use crate::log::{MemoryDisk, SledEngine};
+use crate::log::{LogStore, MemoryDisk};
 
 async fn open(engine: Arc<dyn crate::log::Engine>, data: &Path) -> (Log, Machine, Published) {
     let log = Log::open(engine).unwrap();
@@ -28,12 +28,12 @@ async fn open(engine: Arc<dyn crate::log::Engine>, data: &Path) -> (Log, Machine
     (log, machine, published)
 }
 
-struct OnDisk;
+struct OnDisk(LogStore);
 
 impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for OnDisk {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<TypeConfig>> {
         let data = tempfile::tempdir().unwrap();
-        let engine = Arc::new(SledEngine::open(data.path()).unwrap());
+        let engine = crate::log::open(data.path(), self.0).unwrap();
         let (log, machine, _) = open(engine, data.path()).await;
         Ok((data, log, machine))
     }
@@ -52,7 +52,12 @@ impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for InMemory {
 #[tokio::test]
 async fn openrafts_suite_passes_on_sled() {
     let _alone = crate::log::ONE_SLED.lock().await;
-    Suite::test_all(OnDisk).await.unwrap();
+    Suite::test_all(OnDisk(LogStore::Sled)).await.unwrap();
+}
+
+#[tokio::test]
+async fn openrafts_suite_passes_on_segments() {
+    Suite::test_all(OnDisk(LogStore::Segments)).await.unwrap();
 }
 
 #[tokio::test]
@@ -277,66 +282,70 @@ async fn start(log: Log, machine: Machine) -> Raft {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_comes_back_as_it_was() {
     let _alone = crate::log::ONE_SLED.lock().await;
-    let data = tempfile::tempdir().unwrap();
-    let (log, machine, published) = open(Arc::new(SledEngine::open(data.path()).unwrap()), data.path()).await;
-    let mut ended = log.ended();
-    let raft = start(log.clone(), machine).await;
-    raft.initialize(BTreeMap::from([(1, Member::default())]))
-        .await
-        .unwrap();
-    raft.wait(Some(Duration::from_secs(20)))
-        .current_leader(1, "it elects itself")
-        .await
-        .unwrap();
+    for store in [LogStore::Sled, LogStore::Segments] {
+        let data = tempfile::tempdir().unwrap();
+        let (log, machine, published) =
+            open(crate::log::open(data.path(), store).unwrap(), data.path()).await;
+        let mut ended = log.ended();
+        let raft = start(log.clone(), machine).await;
+        raft.initialize(BTreeMap::from([(1, Member::default())]))
+            .await
+            .unwrap();
+        raft.wait(Some(Duration::from_secs(20)))
+            .current_leader(1, "it elects itself")
+            .await
+            .unwrap();
 
-    for round in 0..10 {
-        let proposals = (1..=50).map(|i| {
-            let body = Bytes::from(request(round * 50 + i, 300).encode());
-            Proposal {
-                at: 1_000 + round,
-                body,
+        for round in 0..10 {
+            let proposals = (1..=50).map(|i| {
+                let body = Bytes::from(request(round * 50 + i, 300).encode());
+                Proposal {
+                    at: 1_000 + round,
+                    body,
+                }
+            });
+            let mut results = raft.client_write_many(proposals).await.unwrap();
+            while let Some(result) = results.next().await {
+                let reply = result.unwrap().unwrap().response;
+                assert!(
+                    published.load().revision.0 >= reply.revision,
+                    "answered before it was published"
+                );
+                decode_applied(&reply.applied)
+                    .unwrap()
+                    .expect("a node may put templates");
             }
-        });
-        let mut results = raft.client_write_many(proposals).await.unwrap();
-        while let Some(result) = results.next().await {
-            let reply = result.unwrap().unwrap().response;
-            assert!(
-                published.load().revision.0 >= reply.revision,
-                "answered before it was published"
-            );
-            decode_applied(&reply.applied)
-                .unwrap()
-                .expect("a node may put templates");
         }
-    }
-    raft.wait(Some(Duration::from_secs(20)))
-        .metrics(
-            |m| m.snapshot.is_some_and(|s| s.index >= 400) && m.purged.is_some_and(|p| p.index >= 300),
-            "purged",
-        )
-        .await
-        .unwrap();
-    let before = published.load();
-    raft.shutdown().await.unwrap();
-    drop((raft, log));
-    while ended.changed().await.is_ok() {}
+        raft.wait(Some(Duration::from_secs(20)))
+            .metrics(
+                |m| m.snapshot.is_some_and(|s| s.index >= 400) && m.purged.is_some_and(|p| p.index >= 300),
+                "purged",
+            )
+            .await
+            .unwrap();
+        let before = published.load();
+        raft.shutdown().await.unwrap();
+        drop((raft, log));
+        while ended.changed().await.is_ok() {}
 
-    let (log, machine, published) = open(Arc::new(SledEngine::open(data.path()).unwrap()), data.path()).await;
-    assert!(
-        published.load().applied_index >= 400,
-        "the snapshot alone reaches so far"
-    );
-    let mut ended = log.ended();
-    let raft = start(log, machine).await;
-    raft.wait(Some(Duration::from_secs(20)))
-        .applied_index_at_least(Some(before.applied_index), "replayed")
-        .await
-        .unwrap();
-    assert_eq!(
-        published.load().state.content_digest(),
-        before.state.content_digest()
-    );
-    raft.shutdown().await.unwrap();
-    drop(raft);
-    while ended.changed().await.is_ok() {}
+        let (log, machine, published) =
+            open(crate::log::open(data.path(), store).unwrap(), data.path()).await;
+        assert!(
+            published.load().applied_index >= 400,
+            "the snapshot alone reaches so far"
+        );
+        let mut ended = log.ended();
+        let raft = start(log, machine).await;
+        raft.wait(Some(Duration::from_secs(20)))
+            .applied_index_at_least(Some(before.applied_index), "replayed")
+            .await
+            .unwrap();
+        assert_eq!(
+            published.load().state.content_digest(),
+            before.state.content_digest()
+        );
+        raft.shutdown().await.unwrap();
+        drop(raft);
+        while ended.changed().await.is_ok() {}
+    }
 }
