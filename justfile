@@ -13,6 +13,10 @@ fix:
 elections ROUNDS="20":
     REGENT_ROUNDS={{ROUNDS}} cargo test --locked --test elections -- --nocapture
 
+# etcd and Regent in turn on this machine: rates, latencies, CPU, and what became of each goal (benches/load/README.md).
+bench-etcd *ARGS:
+    cargo run --release --locked --manifest-path benches/load/Cargo.toml -- {{ARGS}}
+
 # A cluster to play with: three nodes and an agent.
 dev *ARGS:
     cargo run --release -- dev {{ARGS}}

@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Serialize, Serializer};
+
 use crate::cluster::Cluster;
+use crate::machine;
 use crate::measure::{Latencies, Metric, Values};
 use crate::pace::Timer;
 use crate::process::Usage;
@@ -24,15 +27,23 @@ pub(crate) trait Client: Send + 'static {
 }
 
 /// How they are driven.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Plan {
     /// Driven, but not counted.
+    #[serde(serialize_with = "as_seconds")]
     pub(crate) warm_up: Duration,
+    #[serde(serialize_with = "as_seconds")]
     pub(crate) measure: Duration,
     /// Of all clients together, a second; closed loop without it.
     pub(crate) rate: Option<f64>,
     /// A request that takes longer is given up and has failed.
+    #[serde(serialize_with = "as_seconds")]
     pub(crate) timeout: Duration,
+}
+
+/// For JSON.
+pub(crate) fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
 }
 
 /// What they saw, together.
@@ -45,6 +56,8 @@ pub(crate) struct Seen {
     pub(crate) latencies: Vec<Latencies>,
     /// By kind: answers that came in the measured time.
     pub(crate) answers: Vec<u64>,
+    /// All requests that were done, in the warm-up too.
+    pub(crate) done: u64,
     /// Requests that failed, in the warm-up too.
     pub(crate) failed: u64,
     pub(crate) failure: Option<String>,
@@ -58,6 +71,7 @@ pub(crate) struct Used {
     pub(crate) seconds: f64,
     pub(crate) cores: f64,
     pub(crate) generator_cores: f64,
+    pub(crate) other_cores: f64,
     pub(crate) member_mb: f64,
 }
 
@@ -65,6 +79,7 @@ impl Used {
     pub(crate) fn write(&self, values: &mut Values) {
         values.insert(Metric::Cores, self.cores);
         values.insert(Metric::GeneratorCores, self.generator_cores);
+        values.insert(Metric::OtherCores, self.other_cores);
         values.insert(Metric::MemberMb, self.member_mb);
     }
 }
@@ -111,6 +126,7 @@ pub(crate) async fn drive<C: Client>(
             tally: Tally {
                 latencies: (0..kinds).map(|_| Latencies::new()).collect(),
                 answers: vec![0; kinds],
+                done: 0,
                 failed: 0,
                 failure: None,
             },
@@ -123,6 +139,7 @@ pub(crate) async fn drive<C: Client>(
         begin,
         latencies: (0..kinds).map(|_| Latencies::new()).collect(),
         answers: vec![0; kinds],
+        done: 0,
         failed: 0,
         failure: None,
         used,
@@ -135,6 +152,7 @@ pub(crate) async fn drive<C: Client>(
         for (sum, one) in seen.answers.iter_mut().zip(&tally.answers) {
             *sum += one;
         }
+        seen.done += tally.done;
         seen.failed += tally.failed;
         seen.failure = seen.failure.or(tally.failure);
     }
@@ -146,21 +164,26 @@ pub(crate) async fn watch(cluster: &Cluster, begin: Instant, end: Instant) -> an
     let pids = cluster.pids();
     let own = std::process::id();
     tokio::time::sleep_until(begin.into()).await;
-    let (since, members, generator) = (Instant::now(), Usage::of_all(&pids), Usage::of(own)?);
+    let sample = || anyhow::Ok((machine::busy(), Usage::of_all(&pids), Usage::of(own)?));
+    let (since, before) = (Instant::now(), sample()?);
     tokio::time::sleep_until(end.into()).await;
-    let after = Usage::of_all(&pids);
-    let elapsed = since.elapsed().as_secs_f64();
+    let (elapsed, after) = (since.elapsed().as_secs_f64(), sample()?);
+    let members = (after.1.cpu - before.1.cpu) / elapsed;
+    let generator = (after.2.cpu - before.2.cpu) / elapsed;
+    let all = (after.0 - before.0) / elapsed;
     Ok(Used {
         seconds: end.duration_since(begin).as_secs_f64(),
-        cores: (after.cpu - members.cpu) / elapsed,
-        generator_cores: (Usage::of(own)?.cpu - generator.cpu) / elapsed,
-        member_mb: after.resident_mb / pids.len().max(1) as f64,
+        cores: members,
+        generator_cores: generator,
+        other_cores: (all - members - generator).max(0.0),
+        member_mb: after.1.resident_mb / pids.len().max(1) as f64,
     })
 }
 
 struct Tally {
     latencies: Vec<Latencies>,
     answers: Vec<u64>,
+    done: u64,
     failed: u64,
     failure: Option<String>,
 }
@@ -214,6 +237,7 @@ impl<C: Client> Driven<C> {
         match outcome {
             Ok(kind) => {
                 let now = Instant::now();
+                self.tally.done += 1;
                 if due >= self.begin {
                     self.tally.latencies[kind].record(now - due);
                 }

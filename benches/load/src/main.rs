@@ -3,15 +3,18 @@
 //!
 //! `main` says what is measured in which order; [`cluster`] starts and ends three real members of either,
 //! [`works`] holds what is asked of them, [`load`] drives many clients and counts, [`measure`] has the values
-//! and the goals, [`report`] prints them.
+//! and the goals, [`report`] and [`plot`] show them.
 
+mod args;
 mod cluster;
 mod disk;
 mod grpc;
 mod http;
 mod load;
+mod machine;
 mod measure;
 mod pace;
+mod plot;
 mod process;
 mod report;
 mod rpc;
@@ -19,196 +22,229 @@ mod works;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use clap::Parser;
+use tempfile::TempDir;
+use tokio::signal::unix::SignalKind;
 
+use args::Args;
 use cluster::etcd::Etcd;
-use cluster::{Cluster, System};
-use disk::Disk;
-use measure::Measured;
-use report::say;
-use works::{Settings, Work};
+use cluster::{Cluster, QUIET, System};
+use machine::Machine;
+use measure::{Measured, Metric, Row};
+use report::{Report, say};
+use works::Work;
 
-/// Measures etcd and Regent in turn on this machine.
-#[derive(Debug, Parser)]
-struct Args {
-    /// Regent's program; without it, the release build of the workspace above is made and used.
-    #[arg(long, value_name = "FILE")]
-    regent: Option<PathBuf>,
-    /// Only these works, by comma: write, read, local-read, lease, watch, keepalive.
-    #[arg(long, value_delimiter = ',', value_name = "WORK")]
-    only: Vec<String>,
-    /// Only one of the two.
-    #[arg(long, value_enum)]
-    system: Option<System>,
-    /// How often each is measured, etcd and Regent alternating; medians are reported.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
-    rounds: u64,
-    /// How long each measurement takes.
-    #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
-    /// How long each is driven before it counts, in seconds.
-    #[arg(long, default_value_t = 2.0)]
-    warm_up: f64,
-    /// Open loop: so many requests a second, of all clients together.
-    #[arg(long)]
-    rate: Option<f64>,
-    /// Keys of etcd, sessions of Regent.
-    #[arg(long, default_value_t = 10_000)]
-    records: usize,
-    /// Leases that are kept alive.
-    #[arg(long, default_value_t = 10_000)]
-    leases: usize,
-    /// Streams (sockets) that they are kept alive over.
-    #[arg(long, default_value_t = 64)]
-    streams: usize,
-    /// Keepalives a second, of all leases together.
-    #[arg(long, default_value_t = 2_000.0)]
-    keepalives: f64,
-    /// Watched writes a second.
-    #[arg(long, default_value_t = 200.0)]
-    watched: f64,
-    /// A request that takes longer is given up, in milliseconds.
-    #[arg(long, default_value_t = 5_000)]
-    timeout_ms: u64,
-    /// Threads of the generator.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// Where data folders are made (and removed).
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-}
+/// The name of Regent's program.
+const PROGRAM: &str = "regent";
+/// What a shell gives a program that Ctrl-C ended.
+const ENDED_BY_SIGNAL: u8 = 130;
 
 fn main() -> anyhow::Result<ExitCode> {
     process::guarded()?;
-    let args = Args::parse();
+    let args = Args::read();
+    // One thread is the cheapest, and the generator shares the cores with what it measures.
     let mut builder = if args.threads > 1 {
         tokio::runtime::Builder::new_multi_thread()
     } else {
         tokio::runtime::Builder::new_current_thread()
     };
-    let runtime = builder.worker_threads(args.threads.max(1)).enable_all().build()?;
+    let runtime = builder.worker_threads(args.threads.into()).enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
             result = run(&args) => result,
-            signal = signal() => {
-                signal?;
-                say("ended by a signal");
-                Ok(ExitCode::from(130))
-            }
+            // All that was started ends with what is dropped.
+            signal = signal() => signal,
         }
     })
 }
 
-async fn signal() -> anyhow::Result<()> {
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+async fn signal() -> anyhow::Result<ExitCode> {
+    let mut term = tokio::signal::unix::signal(SignalKind::terminate())?;
     tokio::select! {
-        result = tokio::signal::ctrl_c() => Ok(result?),
-        _ = term.recv() => Ok(()),
+        ctrl_c = tokio::signal::ctrl_c() => ctrl_c?,
+        _ = term.recv() => {}
     }
+    Ok(ExitCode::from(ENDED_BY_SIGNAL))
 }
 
 async fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let works: Vec<Work> = Work::all()
-        .into_iter()
-        .filter(|work| args.only.is_empty() || args.only.iter().any(|only| only == work.name()))
-        .collect();
-    ensure!(!works.is_empty(), "--only names no work");
-    let regent = match &args.regent {
-        Some(regent) => regent.canonicalize().context("--regent")?,
-        None => build()?,
+    let chosen = |work: &Work| args.only.is_empty() || args.only.iter().any(|only| only == work.name());
+    let works: Vec<Work> = Work::all().into_iter().filter(chosen).collect();
+    for only in &args.only {
+        ensure!(
+            works.iter().any(|work| work.name() == only),
+            "--only: there is no work {only:?}"
+        );
+    }
+    let Some(systems) = systems(args) else {
+        return Ok(ExitCode::FAILURE);
     };
-    let data = args
-        .data
-        .clone()
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/data"));
+    let data = args.data.clone().unwrap_or_else(|| own("target/data"));
     std::fs::create_dir_all(&data)?;
-    let disk = Disk::measure(&data, Duration::from_secs(1))?;
-    say(format!(
-        "{}: {:.0} appends of 4 KiB with fdatasync a second, {:.0} in place",
-        disk.file_system, disk.appends, disk.overwrites
-    ));
-    let mut systems = Vec::new();
-    if Etcd::program().is_some() {
-        systems.push(System::Etcd);
-    } else {
-        say("SKIPPED: etcd-server is not installed");
-    }
-    systems.push(System::Regent);
-    systems.retain(|system| args.system.is_none_or(|only| only == *system));
-    let settings = Settings {
-        plan: load::Plan {
-            warm_up: Duration::from_secs_f64(args.warm_up),
-            measure: Duration::from_secs_f64(args.seconds),
-            rate: args.rate,
-            timeout: Duration::from_millis(args.timeout_ms),
-        },
-        records: args.records,
-        leases: args.leases,
-        streams: args.streams,
-        keepalives: args.keepalives,
-        watched: args.watched,
-        settle: Duration::from_secs(20),
+    let bench = Bench {
+        args,
+        works: &works,
+        regent: program(args, &data)?,
+        data: &data,
     };
-    let mut all = Vec::new();
-    for round in 0..usize::try_from(args.rounds)? {
-        for system in &systems {
-            all.extend(measure_one(*system, round, &works, &settings, &data, &regent).await?);
+    let machine = Machine::of(&data, args.disk_for())?;
+    say(machine.text());
+    let mut report = Report {
+        time: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        machine,
+        versions: Vec::new(),
+        settings: args.settings(),
+        rows: rows(&works, args),
+        measured: Vec::new(),
+    };
+    for round in 0..usize::from(args.rounds) {
+        // Who comes second finds a warmer machine, so they take turns.
+        let mut turns = systems.clone();
+        if round % 2 == 1 {
+            turns.reverse();
         }
-        // Who comes second finds a warmer machine: take turns.
-        systems.reverse();
+        for system in turns {
+            bench.measure(system, round, &mut report).await?;
+        }
     }
-    let rows: Vec<_> = works.iter().flat_map(|work| work.rows()).collect();
-    say(report::table(&rows, &all));
-    Ok(ExitCode::SUCCESS)
+    say(format!("\n{}", report.text()));
+    let out = args.out.clone().unwrap_or_else(|| own("target/report"));
+    report.write(&out)?;
+    say(format!(
+        "\nbench.json, bench.md and bench.svg are in {}",
+        out.display()
+    ));
+    Ok(if report.failures().is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// All works on one of the two, in a cluster and a folder of its own.
-async fn measure_one(
-    system: System,
-    round: usize,
-    works: &[Work],
-    settings: &Settings,
-    data: &Path,
-    regent: &Path,
-) -> anyhow::Result<Vec<Measured>> {
-    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(data)?;
-    let mut cluster = Cluster::start(system, folder.path(), regent).await?;
-    cluster.prepare(settings.records).await?;
-    let mut all = Vec::new();
-    for work in works {
-        cluster.settle(settings.settle).await;
-        let rows = work.rows();
-        for result in work.run(&mut cluster, settings).await? {
-            let measured = Measured {
-                row: rows[result.row].id.clone(),
-                system: cluster.system(),
-                round,
-                values: result.values,
-                failure: result.failure,
-            };
-            say(report::line(&rows[result.row], &measured));
-            all.push(measured);
+/// The rows of the works. Where the pace is given, a rate is no goal.
+fn rows(works: &[Work], args: &Args) -> Vec<Row> {
+    let mut rows: Vec<Row> = works.iter().flat_map(|work| work.rows()).collect();
+    if args.rate.is_some() {
+        for row in &mut rows {
+            row.goals.retain(|goal| goal.metric != Metric::Rate);
         }
     }
-    Ok(all)
+    rows
+}
+
+/// What is measured, in this order; `None` when something is missing that is required.
+fn systems(args: &Args) -> Option<Vec<System>> {
+    let mut systems = vec![System::Etcd, System::Regent];
+    systems.retain(|system| args.system.is_none_or(|only| only == *system));
+    if systems.contains(&System::Etcd) && Etcd::program().is_none() {
+        say("SKIPPED: etcd-server is not installed");
+        if args.require.iter().any(|required| required.trim() == "etcd") {
+            return None;
+        }
+        systems.retain(|system| *system != System::Etcd);
+    }
+    Some(systems)
+}
+
+/// Regent's program, copied: a build meanwhile must not put another one in its place.
+fn program(args: &Args, data: &Path) -> anyhow::Result<TempDir> {
+    let program = match &args.regent {
+        Some(regent) => regent.clone(),
+        None => build()?,
+    };
+    let folder = tempfile::Builder::new().prefix("program-").tempdir_in(data)?;
+    std::fs::copy(&program, folder.path().join(PROGRAM))
+        .with_context(|| format!("no program: {}", program.display()))?;
+    Ok(folder)
 }
 
 /// Builds the release of the workspace above.
 fn build() -> anyhow::Result<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = std::process::Command::new(cargo)
-        .args(["build", "--release", "--locked", "-p", "regent"])
+    let workspace = own("../..").canonicalize()?;
+    let target = workspace.join("target");
+    let status = std::process::Command::new("cargo")
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "regent",
+            "--target-dir",
+        ])
+        .arg(&target)
         .current_dir(&workspace)
-        // Those of this workspace are not meant for that one.
-        .env_remove("CARGO_TARGET_DIR")
-        .env_remove("CARGO_MANIFEST_DIR")
-        .status()?;
+        .status()
+        .context("cargo")?;
     ensure!(status.success(), "Regent could not be built");
-    Ok(workspace.join("target/release/regent"))
+    Ok(target.join("release").join(PROGRAM))
+}
+
+/// A path in the folder of the bench itself.
+fn own(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    works: &'a [Work],
+    regent: TempDir,
+    data: &'a Path,
+}
+
+impl Bench<'_> {
+    /// All works on one of the two, in a cluster and a folder of its own, which is kept when that fails.
+    async fn measure(&self, system: System, round: usize, report: &mut Report) -> anyhow::Result<()> {
+        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(self.data)?;
+        let measured = self.measure_in(folder.path(), system, round, report).await;
+        if measured.is_err() {
+            let kept = folder.keep();
+            return measured
+                .with_context(|| format!("{}; its logs are in {}", system.name(), kept.display()));
+        }
+        measured
+    }
+
+    async fn measure_in(
+        &self,
+        folder: &Path,
+        system: System,
+        round: usize,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let settings = self.args.settings();
+        // What the one before left to the kernel to write is not this one's to wait for.
+        rustix::fs::sync();
+        let mut cluster = Cluster::start(system, folder, &self.regent.path().join(PROGRAM)).await?;
+        if round == 0 {
+            report.versions.push((system, cluster.version().to_owned()));
+        }
+        cluster.prepare(settings.records).await?;
+        for work in self.works {
+            let cores = cluster.settle(settings.settle).await;
+            if cores > QUIET {
+                say(format!(
+                    "the members of {} still use {cores:.2} cores",
+                    system.name()
+                ));
+            }
+            let rows: Vec<Row> = work.rows();
+            let results = work.run(&mut cluster, &settings).await;
+            for result in results.with_context(|| format!("the work {:?}", work.name()))? {
+                let row = &rows[result.row];
+                let measured = Measured {
+                    row: row.id.clone(),
+                    system,
+                    round,
+                    values: result.values,
+                    failure: result.failure,
+                };
+                say(report::line(row, &measured));
+                report.measured.push(measured);
+            }
+        }
+        cluster.end();
+        Ok(())
+    }
 }

@@ -24,6 +24,8 @@ pub(crate) enum Metric {
     Cores,
     /// CPU of the generator, in cores.
     GeneratorCores,
+    /// CPU of everything else on the machine, in cores.
+    OtherCores,
     /// Memory of the three members at the end, in MB (10^6 bytes), their mean.
     MemberMb,
     /// What else was written meanwhile, a second.
@@ -41,6 +43,7 @@ impl Metric {
             Self::Max => "max ms",
             Self::Cores => "cores",
             Self::GeneratorCores => "generator cores",
+            Self::OtherCores => "other cores",
             Self::MemberMb => "MB a member",
             Self::BesideRate => "writes/s beside",
             Self::Failed => "failed",
@@ -65,7 +68,7 @@ pub(crate) struct Measured {
 }
 
 /// A row of the table.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     pub(crate) id: String,
     pub(crate) title: String,
@@ -73,19 +76,22 @@ pub(crate) struct Row {
 }
 
 /// What Regent is to reach.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Goal {
     pub(crate) metric: Metric,
     pub(crate) bound: Bound,
 }
 
 /// Of what kind a goal is.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
     /// Regent's value is at least so many times etcd's.
     AtLeastTimes(f64),
     /// Regent's value is at most so many times etcd's.
     AtMostTimes(f64),
+    /// None: it is shown only.
+    Shown,
 }
 
 impl Bound {
@@ -94,6 +100,16 @@ impl Bound {
         match self {
             Self::AtLeastTimes(times) => Some(regent >= times * etcd?),
             Self::AtMostTimes(times) => Some(regent <= times * etcd?),
+            Self::Shown => None,
+        }
+    }
+
+    /// For a picture.
+    pub(crate) fn short(self) -> String {
+        match self {
+            Self::AtLeastTimes(times) => format!("\u{2265} {times}"),
+            Self::AtMostTimes(times) => format!("\u{2264} {times}"),
+            Self::Shown => "none".to_owned(),
         }
     }
 
@@ -101,6 +117,7 @@ impl Bound {
         match self {
             Self::AtLeastTimes(times) => format!("at least {times} x"),
             Self::AtMostTimes(times) => format!("at most {times} x"),
+            Self::Shown => String::new(),
         }
     }
 }
@@ -169,7 +186,7 @@ mod tests {
         for n in 1..=99 {
             one.record(Duration::from_millis(n));
         }
-        other.record(Duration::from_secs(3600));
+        other.record(Duration::from_hours(1));
         one.add(&other);
         one.write(&mut values);
         assert_eq!(one.count(), 100);

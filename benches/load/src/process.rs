@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_dea
 const GUARDED: &str = "guarded";
 /// How long a process may take to end after TERM.
 const END_WITHIN: Duration = Duration::from_secs(15);
+/// Ticks a second in /proc, on every Linux of today (`getconf CLK_TCK`).
+pub(crate) const TICKS: f64 = 100.0;
 /// How often it is looked whether it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -151,8 +153,6 @@ impl Usage {
 }
 
 fn parse_stat(stat: &str) -> anyhow::Result<Usage> {
-    /// Ticks a second in /proc, on every Linux of today (`getconf CLK_TCK`).
-    const TICKS: f64 = 100.0;
     // The name may hold spaces and parentheses; the state follows after the last one.
     let fields: Vec<&str> = stat
         .rsplit_once(')')

@@ -169,14 +169,3 @@ pub(crate) struct StatusResponse {
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
 }
-
-/// `Maintenance/MoveLeader`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct MoveLeaderRequest {
-    #[prost(uint64, tag = "1")]
-    pub(crate) target: u64,
-}
-
-/// Answer to `Maintenance/MoveLeader`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct MoveLeaderResponse {}

@@ -37,9 +37,9 @@ pub(crate) struct Frame<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Command {
-    command_id: String,
+    #[serde(rename = "commandId")]
+    id: String,
     run: u32,
     action: String,
     #[serde(default)]
@@ -195,7 +195,7 @@ impl Player {
 
     /// Says that a command is done.
     async fn done(&self, socket: &mut Socket, command: Command) -> anyhow::Result<()> {
-        let about = json!({ "commandId": command.command_id, "run": command.run });
+        let about = json!({ "commandId": command.id, "run": command.run });
         socket.feed(frame("ack", &about)).await?;
         let mut result = about;
         result["result"] = json!({});

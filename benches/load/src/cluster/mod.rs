@@ -21,11 +21,11 @@ use crate::process::{self, Process, Usage};
 /// How many members a cluster has.
 pub(crate) const MEMBERS: usize = 3;
 /// How long a cluster may take to start, or to come back. Far above what either takes.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How often it is asked.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// A cluster is quiet when its members together use less than this, in cores.
-const QUIET: f64 = 0.10;
+pub(crate) const QUIET: f64 = 0.10;
 /// Over how long that is looked at.
 const QUIET_FOR: Duration = Duration::from_millis(300);
 
@@ -58,6 +58,7 @@ pub(crate) struct Member {
     pub(crate) address: SocketAddr,
     pub(crate) pid: u32,
     /// Its data folder.
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) data: PathBuf,
     command: Vec<String>,
     log: PathBuf,
@@ -94,6 +95,7 @@ impl Member {
     }
 
     /// Kills it (-9) and waits until it is gone.
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::KILL)?;
         self.process = None;
@@ -102,15 +104,18 @@ impl Member {
     }
 
     /// Stops it in place; [`Self::thaw`] lets it go on.
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn freeze(&self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::STOP)
     }
 
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn thaw(&self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::CONT)
     }
 
     /// Starts it again after [`Self::kill`], with the command it had.
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn start(&mut self) -> anyhow::Result<()> {
         let process = Process::start(&self.command, &self.log)?;
         self.pid = process.pid();
@@ -129,13 +134,6 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn system(&self) -> System {
-        match self {
-            Self::Etcd(_) => System::Etcd,
-            Self::Regent(_) => System::Regent,
-        }
-    }
-
     /// Its records: keys, or sessions. Makes those that are missing.
     pub(crate) async fn prepare(&mut self, records: usize) -> anyhow::Result<()> {
         match self {
@@ -145,6 +143,7 @@ impl Cluster {
     }
 
     /// Waits until every member serves again.
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
         match self {
             Self::Etcd(etcd) => etcd.ready().await,
@@ -166,10 +165,19 @@ impl Cluster {
         }
     }
 
+    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn members_mut(&mut self) -> &mut [Member] {
         match self {
             Self::Etcd(etcd) => &mut etcd.members,
             Self::Regent(regent) => &mut regent.members,
+        }
+    }
+
+    /// Ends all members at a time.
+    pub(crate) fn end(self) {
+        for member in self.members() {
+            // One that has ended already is fine.
+            let _ = process::send(member.pid, Signal::TERM);
         }
     }
 

@@ -32,7 +32,7 @@ const TTL: Duration = Duration::from_secs(15);
 /// Requests of one stream that are under way at a time while leases are made and released.
 const PREPARING: usize = 64;
 /// How long making or releasing all leases may take.
-const PREPARE_WITHIN: Duration = Duration::from_secs(120);
+const PREPARE_WITHIN: Duration = Duration::from_mins(2);
 
 pub(super) async fn run(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Vec<Result>> {
     let count = settings.streams.min(settings.leases);

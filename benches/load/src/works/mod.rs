@@ -9,6 +9,8 @@ mod write;
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::cluster::Cluster;
 use crate::load::{Plan, Seen};
 use crate::measure::{Bound, Goal, Metric, Row, Values};
@@ -17,7 +19,7 @@ use crate::measure::{Bound, Goal, Metric, Row, Values};
 pub(crate) const ETCD_CONNECTIONS: usize = 64;
 
 /// How much of everything.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Settings {
     pub(crate) plan: Plan,
     /// Keys or sessions.
@@ -29,6 +31,7 @@ pub(crate) struct Settings {
     /// Watched writes a second.
     pub(crate) watched: f64,
     /// How long the members may take to become quiet before a measurement.
+    #[serde(serialize_with = "crate::load::as_seconds")]
     pub(crate) settle: Duration,
 }
 
@@ -108,7 +111,7 @@ impl Work {
     /// The rows that it fills.
     pub(crate) fn rows(self) -> Vec<Row> {
         let row = |title: String, goals: &[(Metric, Bound)]| Row {
-            id: title.replace(',', "").replace(' ', "-"),
+            id: title.replace([',', '(', ')'], "").replace(' ', "-"),
             title,
             goals: goals
                 .iter()
@@ -138,11 +141,14 @@ impl Work {
                 row(format!("lease grant, {}", many(clients)), &[times(3.0)]),
                 row(format!("lease release, {}", many(clients)), &[times(3.0)]),
             ],
-            Self::Watch { writers: 0 } => vec![row("watch".to_owned(), &[no_worse])],
-            Self::Watch { writers } => vec![row(format!("watch, {writers} writers beside"), &[no_worse])],
+            Self::Watch { writers: 0 } => vec![row("watch (paced)".to_owned(), &[no_worse])],
+            Self::Watch { writers } => {
+                let goals = [no_worse, (Metric::BesideRate, Bound::Shown)];
+                vec![row(format!("watch (paced), {writers} writers"), &goals)]
+            }
             Self::Keepalive => {
                 vec![row(
-                    "lease keepalives".to_owned(),
+                    "lease keepalives (paced)".to_owned(),
                     &[(Metric::Cores, Bound::AtMostTimes(0.5))],
                 )]
             }

@@ -52,22 +52,28 @@ pub(super) async fn run(
                 channels_at.push(Channel::open(etcd.members[at].address).await?);
             }
             let mut marked = puts(&channels_at, CONNECTIONS, 0..CONNECTIONS)?;
-            marked.iter_mut().for_each(|put| put.mark = MARK);
+            for put in &mut marked {
+                put.mark = MARK;
+            }
             let others = puts(
                 &channels(etcd, writers.max(1)).await?,
                 writers,
                 CONNECTIONS..etcd.records,
             )?;
             let (seen, beside) = both(cluster, (marked, paced), (others, closed)).await?;
-            (seen, beside, collect(events, watcher).await?)
+            let arrivals = collect(events, watcher, seen.done).await?;
+            (seen, beside, arrivals)
         }
         Cluster::Regent(regent) => {
             let (events, watcher) = watch_regent(regent.connect(watched).await?).await?;
             let mut marked = patches(regent, &[at], CONNECTIONS, 0..CONNECTIONS).await?;
-            marked.iter_mut().for_each(|patch| patch.mark = MARK);
+            for patch in &mut marked {
+                patch.mark = MARK;
+            }
             let others = patches(regent, &EVERYWHERE, writers, CONNECTIONS..regent.sessions.len()).await?;
             let (seen, beside) = both(cluster, (marked, paced), (others, closed)).await?;
-            (seen, beside, collect(events, watcher).await?)
+            let arrivals = collect(events, watcher, seen.done).await?;
+            (seen, beside, arrivals)
         }
     };
     Ok(vec![result(&seen, beside.as_ref(), &arrivals, settings)])
@@ -125,10 +131,11 @@ fn result(seen: &Seen, beside: Option<&Seen>, arrivals: &Arrivals, settings: &Se
 type Events = tokio::sync::mpsc::UnboundedReceiver<(u64, Instant)>;
 type Watcher = JoinHandle<anyhow::Result<()>>;
 
-/// What the watcher saw, once nothing came for a while. Its queue is as long as there were marked writes.
-async fn collect(mut events: Events, watcher: Watcher) -> anyhow::Result<Arrivals> {
+/// What the watcher saw, once all came or nothing did for a while. Its queue is as long as there were marked
+/// writes.
+async fn collect(mut events: Events, watcher: Watcher, expected: u64) -> anyhow::Result<Arrivals> {
     let mut arrivals = Vec::new();
-    loop {
+    while (arrivals.len() as u64) < expected {
         match tokio::time::timeout(LAST_WITHIN, events.recv()).await {
             Ok(Some(event)) => arrivals.push(event),
             // The watcher ended by itself, and says why.
@@ -136,12 +143,11 @@ async fn collect(mut events: Events, watcher: Watcher) -> anyhow::Result<Arrival
                 watcher.await??;
                 anyhow::bail!("the watch ended");
             }
-            Err(_silence) => {
-                watcher.abort();
-                return Ok(arrivals);
-            }
+            Err(_silence) => break,
         }
     }
+    watcher.abort();
+    Ok(arrivals)
 }
 
 async fn watch_etcd(channel: Channel) -> anyhow::Result<(Events, Watcher)> {
@@ -207,7 +213,7 @@ mod tests {
 
     #[test]
     fn only_marked_writes_have_a_number() {
-        let text = format!("{:016x}{:016x}", MARK | 42, 7);
+        let text = format!("{:016x}{:016x}", MARK | 0x2a, 7);
         assert_eq!(word(text.as_bytes()), Some(42));
         assert_eq!(word(format!("{:016x}", 42).as_bytes()), None);
         assert_eq!(word(b"feed"), None);
