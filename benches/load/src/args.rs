@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Regent's program; without it, the release build of the workspace above is made and used.
     #[arg(long, value_name = "FILE")]
     pub(crate) regent: Option<PathBuf>,
+    /// One more argument for `regent server`, such as `--regent-arg=--log-store=...`; may be given again.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) regent_arg: Vec<String>,
     /// Only these works, by comma: write, read, local-read, lease, watch, keepalive.
     #[arg(long, value_delimiter = ',', value_name = "WORK")]
     pub(crate) only: Vec<String>,

@@ -116,6 +116,7 @@ impl Connection {
             connection: self,
             chunks: Chunks::default(),
             given: 0,
+            ended: false,
         })
     }
 
@@ -168,6 +169,8 @@ pub(crate) struct Stream {
     chunks: Chunks,
     /// What was given out of the connection's `body`.
     given: usize,
+    /// Whether the last chunk was seen.
+    ended: bool,
 }
 
 impl Stream {
@@ -183,10 +186,11 @@ impl Stream {
             body.drain(..self.given);
             self.given = 0;
             searched = body.len();
-            if self.chunks.take(&mut self.connection.read, body)? {
+            if self.ended {
                 return Ok(None);
             }
-            if body.len() == searched {
+            self.ended = self.chunks.take(&mut self.connection.read, body)?;
+            if body.len() == searched && !self.ended {
                 self.connection.fill().await?;
             }
         };
@@ -355,6 +359,57 @@ mod tests {
             assert_eq!(body, b"hello 0123\r\n6789", "at {cut}");
             assert!(read.is_empty());
         }
+    }
+
+    /// A server that reads one request and answers with these pieces, one write each.
+    async fn server(pieces: &'static [&'static [u8]]) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut request = vec![0; 4096];
+            let size = stream.read(&mut request).await.unwrap();
+            assert!(request[..size].starts_with(b"GET /x HTTP/1.1\r\nhost: 127.0.0.1:"));
+            for piece in pieces {
+                stream.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn two_answers_that_come_at_once_are_told_apart() {
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none\
+                  HTTP/1.1 404 Not Found\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+        let address = server(Box::leak(Box::new([ok.as_bytes()]))).await;
+        let mut connection = Connection::open(address, "t").await.unwrap();
+        let answer = connection.request("GET", "/x", b"").await.unwrap();
+        assert_eq!((answer.status, answer.body), (200, &b"one"[..]));
+        let answer = connection.request("GET", "/x", b"").await.unwrap();
+        assert_eq!((answer.status, answer.body), (404, &b"{}"[..]));
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_stream_are_whole_and_then_it_ends() {
+        let address = server(&[
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: a\n\n",
+            b"\r\n4\r\ndata\r\n",
+            b"6\r\n: b\nc\n\r\n0\r\n\r\n",
+        ])
+        .await;
+        let mut stream = Connection::open(address, "t")
+            .await
+            .unwrap()
+            .stream("/x")
+            .await
+            .unwrap();
+        let mut lines = Vec::new();
+        while let Some(line) = stream.line().await.unwrap() {
+            lines.push(String::from_utf8(line.to_vec()).unwrap());
+        }
+        assert_eq!(lines, ["data: a", "", "data: b", "c"]);
     }
 
     #[test]

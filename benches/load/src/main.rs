@@ -95,6 +95,7 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         time: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         machine,
         versions: Vec::new(),
+        regent_args: args.regent_arg.clone(),
         settings: args.settings(),
         rows: rows(&works, args),
         measured: Vec::new(),
@@ -214,9 +215,14 @@ impl Bench<'_> {
         report: &mut Report,
     ) -> anyhow::Result<()> {
         let settings = self.args.settings();
+        let mut regent = vec![
+            self.regent.path().join(PROGRAM).display().to_string(),
+            "server".to_owned(),
+        ];
+        regent.extend(self.args.regent_arg.iter().cloned());
         // What the one before left to the kernel to write is not this one's to wait for.
         rustix::fs::sync();
-        let mut cluster = Cluster::start(system, folder, &self.regent.path().join(PROGRAM)).await?;
+        let mut cluster = Cluster::start(system, folder, &regent).await?;
         if round == 0 {
             report.versions.push((system, cluster.version().to_owned()));
         }

@@ -20,6 +20,8 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     /// The version of each system that was measured.
     pub(crate) versions: Vec<(System, String)>,
+    /// What was added to Regent's command line.
+    pub(crate) regent_args: Vec<String>,
     pub(crate) settings: Settings,
     pub(crate) rows: Vec<Row>,
     pub(crate) measured: Vec<Measured>,
@@ -50,7 +52,11 @@ impl Report {
             .iter()
             .map(|(system, version)| format!("{} {version}", system.name()))
             .collect();
-        let mut text = format!("{}\n{}\n\n", self.machine.text(), versions.join(", "));
+        let mut text = format!("{}\n{}", self.machine.text(), versions.join(", "));
+        for arg in &self.regent_args {
+            text.push_str(&format!(" {arg}"));
+        }
+        text.push_str("\n\n");
         text.push_str(&self.figures());
         text.push('\n');
         text.push_str(&self.goals());

@@ -125,8 +125,9 @@ impl Member {
 }
 
 impl Cluster {
-    /// Starts three members in a new folder, and waits until they serve.
-    pub(crate) async fn start(system: System, folder: &Path, regent: &Path) -> anyhow::Result<Self> {
+    /// Starts three members in a new folder, and waits until they serve. `regent` is how the command of a node of
+    /// Regent begins.
+    pub(crate) async fn start(system: System, folder: &Path, regent: &[String]) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         match system {
             System::Etcd => Ok(Self::Etcd(etcd::Etcd::start(folder).await?)),

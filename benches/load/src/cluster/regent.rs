@@ -41,7 +41,7 @@ pub(crate) struct Regent {
 }
 
 impl Regent {
-    pub(super) async fn start(folder: &Path, program: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(folder: &Path, begin: &[String]) -> anyhow::Result<Self> {
         let ports = ports::choose(2 * MEMBERS)?;
         let (http, peer) = ports.split_at(MEMBERS);
         let list: Vec<String> = peer
@@ -65,7 +65,7 @@ impl Regent {
                 ("--cluster-secret-file", secret_file.display().to_string()),
                 ("--bootstrap-token-file", token_file.display().to_string()),
             ];
-            let mut command = vec![program.display().to_string(), "server".to_owned()];
+            let mut command = begin.to_vec();
             command.extend(
                 flags
                     .into_iter()
