@@ -17,7 +17,7 @@ use super::{Geometry, LogError};
 /// What the buffer may keep of its memory after an unusually large sync.
 const BUFFER_KEPT: usize = 1024 * 1024;
 /// Zeros are written by this much.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// A segment file. Who reads from it holds it, so that it is not written over meanwhile.
 #[derive(Debug)]
@@ -112,6 +112,20 @@ impl Current {
         let made = Arc::get_mut(&mut current.segment).expect("nobody else has it yet");
         made.path = folder.segment(header.sequence);
         Ok(current)
+    }
+
+    /// From now on every write fails.
+    #[cfg(test)]
+    pub(super) fn break_file(&mut self) {
+        let Segment {
+            sequence, salt, path, ..
+        } = &*self.segment;
+        self.segment = Arc::new(Segment {
+            sequence: *sequence,
+            salt: *salt,
+            path: path.clone(),
+            file: File::open(path).unwrap(),
+        });
     }
 
     pub(super) fn segment(&self) -> &Arc<Segment> {

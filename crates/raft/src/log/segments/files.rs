@@ -42,7 +42,10 @@ impl Folder {
                 .map_err(failed(parent, "cannot sync the folder"))?;
         }
         let handle = File::open(&path).map_err(failed(&path, "cannot open the folder of the raft log"))?;
-        Ok(Self { path, handle })
+        let folder = Self { path, handle };
+        // A process that was killed may have changed a name and not synced it. From now on it counts.
+        folder.sync()?;
+        Ok(folder)
     }
 
     pub(super) fn path(&self) -> &Path {

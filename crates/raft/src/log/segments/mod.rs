@@ -18,6 +18,8 @@ mod files;
 mod frame;
 mod index;
 mod recover;
+#[cfg(test)]
+mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -115,21 +117,8 @@ impl SegmentsEngine {
         let (view, current) = if listing.segments.is_empty() {
             begin(&folder, geometry, noted.as_ref())?
         } else {
-            recover::recover(&folder, &listing.segments)?
+            recover::recover(&folder, &listing.segments, noted.map(|noted| noted.frame))?
         };
-        if let Some(noted) = noted
-            && noted.frame >= current.number()
-        {
-            return Err(LogError::Damaged {
-                place: current.segment().path.display().to_string(),
-                what: format!(
-                    "it ends at offset {} with frame {}, but frame {} was synced",
-                    current.position(),
-                    current.number() - 1,
-                    noted.frame
-                ),
-            });
-        }
         let (kept, superfluous) = listing.spares.split_at(listing.spares.len().min(SPARES));
         for spare in superfluous {
             folder.remove_spare(*spare)?;
@@ -170,8 +159,10 @@ impl SegmentsEngine {
     /// The writer, in a segment that has room.
     fn room(&self) -> Result<MutexGuard<'_, Writer>, LogError> {
         let mut writer = self.writer()?;
-        // Only between two syncs: then all of the full segment is durable.
-        if !writer.current.waits() && writer.current.position() >= self.geometry.segment {
+        // Only as the first thing after a sync: then all of the full segment is durable, and the new one
+        // makes nothing durable on its own.
+        let waits = writer.current.waits() || !writer.changed.is_empty();
+        if !waits && writer.current.position() >= self.geometry.segment {
             writer.failed = true;
             self.next_segment(&mut writer)?;
             writer.failed = false;
@@ -201,7 +192,6 @@ impl SegmentsEngine {
         }
         let spare = writer.spares.pop();
         writer.current = Current::create(&self.folder, spare, header, self.geometry, &base)?;
-        writer.changed.clear();
         let mut view = self.view();
         view.segments.push_back(Arc::clone(writer.current.segment()));
         view.written = writer.current.position();
@@ -210,7 +200,7 @@ impl SegmentsEngine {
 
     /// Writes and syncs what waits, nothing when nothing does.
     fn commit(&self) -> Result<MutexGuard<'_, Writer>, LogError> {
-        let mut writer = self.room()?;
+        let mut writer = self.writer()?;
         if !writer.changed.is_empty() {
             let view = self.view();
             for name in std::mem::take(&mut writer.changed) {
@@ -406,7 +396,7 @@ impl Engine for SegmentsEngine {
     }
 
     fn put(&self, name: &str, value: &[u8]) -> Result<(), LogError> {
-        let mut writer = self.writer()?;
+        let mut writer = self.room()?;
         // Of a value that changes again before the next sync only the last is written.
         self.view().values.insert(name.to_owned(), value.to_vec());
         if !writer.changed.contains(name) {

@@ -23,8 +23,12 @@ use super::{LogError, View};
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// Reads the segments `sequences`, of which there is at least one.
-pub(super) fn recover(folder: &Folder, sequences: &[u32]) -> Result<(View, Current), LogError> {
+/// Reads the segments `sequences`, of which there is at least one. The frame `synced` must be among theirs.
+pub(super) fn recover(
+    folder: &Folder,
+    sequences: &[u32],
+    synced: Option<u64>,
+) -> Result<(View, Current), LogError> {
     let mut found = Found::default();
     let mut segments = VecDeque::new();
     let mut last: Option<(Arc<Segment>, u64)> = None;
@@ -51,6 +55,14 @@ pub(super) fn recover(folder: &Folder, sequences: &[u32]) -> Result<(View, Curre
         }
         if position + 1 == sequences.len() {
             check_end(&file, &header, end, &damaged)?;
+            if let Some(synced) = synced
+                && synced >= found.number
+            {
+                return Err(damaged(format!(
+                    "it ends with frame {} at offset {end}, but frame {synced} was synced",
+                    found.number - 1
+                )));
+            }
         }
         let segment = Arc::new(Segment {
             sequence,
@@ -67,10 +79,10 @@ pub(super) fn recover(folder: &Folder, sequences: &[u32]) -> Result<(View, Curre
         return Err(LogError::Damaged {
             place: folder.path().display().to_string(),
             what: format!(
-                "the segments before {} are missing, with the entries {} to {}",
-                sequences[0],
+                "the entries {} to {} are in no segment; the first one that is there is {}",
                 unknown.start,
-                unknown.end - 1
+                unknown.end - 1,
+                sequences[0]
             ),
         });
     }
