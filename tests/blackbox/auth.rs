@@ -85,6 +85,7 @@ async fn each_role_may_do_what_the_contract_says_and_no_more() {
             [401, 403, 403, 403],
         ),
         (Method::GET, "cluster", Value::Null, [401, 200, 200, 200]),
+        (Method::POST, "cluster/transfer", json!({}), [401, 403, 403, 200]),
     ];
     for (method, path, body, expected) in &table {
         for (who, (api, status)) in ["nobody", "agent", "user", "operator"]

@@ -29,6 +29,7 @@ mod smoke;
 mod steady;
 mod streamspace;
 mod streamspace_faults;
+mod transfer;
 mod v2_agent;
 mod wire;
 mod workload;

@@ -1,7 +1,7 @@
 //! The cluster and the node that answers.
 
-use regent_types::Revision;
-use regent_types::cluster::{Cluster, Version};
+use regent_types::cluster::{Cluster, Transfer, Version};
+use regent_types::{NodeId, Revision};
 
 use crate::call::Call;
 use crate::{Client, Error};
@@ -10,6 +10,12 @@ impl Client {
     /// The cluster as the node that answers sees it.
     pub async fn cluster(&self) -> Result<Cluster, Error> {
         self.fetch(Call::get(["cluster"])).await
+    }
+
+    /// Hands the leadership over: to this node, or to any that has caught up. The cluster under its new leader.
+    pub async fn transfer(&self, to: Option<NodeId>) -> Result<Cluster, Error> {
+        self.fetch(Call::post(["cluster", "transfer"]).body(&Transfer { to }))
+            .await
     }
 
     /// The revision up to which the node that answers has applied.

@@ -25,7 +25,7 @@ impl Handle {
     pub(crate) async fn touch(&self, session: SessionName) -> Result<(), ServiceError> {
         match self.leases.ask(Ask::Touch(vec![session])).await? {
             Answer::Done => Ok(()),
-            other @ Answer::Times(_) => Err(other.unexpected()),
+            other => Err(other.unexpected()),
         }
     }
 

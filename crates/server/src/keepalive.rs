@@ -199,7 +199,7 @@ impl Shared {
                 self.confirmed.fetch_max(began, Ordering::AcqRel);
                 Ok(ttls)
             }
-            other @ Answer::Done => Err(other.unexpected()),
+            other => Err(other.unexpected()),
         }
     }
 

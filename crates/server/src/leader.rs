@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use regent_raft::{Node, ReadError, View};
+use regent_raft::{Node, ReadError, TransferError, View};
 use regent_state::record::{Keeping, Lease, WaitsAt};
 use regent_state::{Caller, EventKind, EventRecord, Leadership, Operation, Rejection, Request, State};
-use regent_types::{AgentId, LeaseName, Revision, SessionName, Token};
+use regent_types::{AgentId, LeaseName, NodeId, Revision, SessionName, Token};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -56,6 +56,8 @@ pub(crate) enum Ask {
     Waiting(WaitsAt),
     /// The candidate that this lease was given to is not there any more: end it, unless somebody may act under it.
     GiveUp(LeaseName, Token),
+    /// Hand the leadership over: to this node, or to any that has caught up.
+    Transfer(Option<NodeId>),
 }
 
 /// The leader's answer.
@@ -65,6 +67,10 @@ pub(crate) enum Answer {
     Done,
     /// One number for each that was asked about.
     Times(Vec<Option<u64>>),
+    /// The leadership was not handed over, for this reason.
+    Kept(String),
+    /// The leadership was offered, and nobody has taken it yet.
+    Offered,
 }
 
 impl Answer {
@@ -138,6 +144,16 @@ impl Leader {
             let (leadership, _confirmed) = node.confirm(deadline).await?;
             return self.renew(leadership, &leases);
         }
+        if let Ask::Transfer(to) = ask {
+            return match node.transfer(to, deadline).await {
+                Ok(()) => Ok(Answer::Done),
+                Err(TransferError::NotLeader) => Err(not_leading()),
+                Err(TransferError::Timeout) => Ok(Answer::Offered),
+                Err(error @ (TransferError::NoCandidate | TransferError::Stopped(_))) => {
+                    Ok(Answer::Kept(error.to_string()))
+                }
+            };
+        }
         let Some(leadership) = node.leadership().borrow().mine else {
             return Err(not_leading());
         };
@@ -145,7 +161,7 @@ impl Leader {
         let (mut desk, view) = self.desk(leadership)?;
         let desk = desk.as_mut().expect("a desk was just made");
         Ok(match ask {
-            Ask::Renew(_) => unreachable!("answered above"),
+            Ask::Renew(_) | Ask::Transfer(_) => unreachable!("answered above"),
             Ask::Remaining(names) => {
                 let now = boot_ms();
                 Answer::Times(names.iter().map(|name| desk.clock.remaining(name, now)).collect())

@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use regent_client::Client;
-use regent_types::cluster::Member;
+use regent_types::NodeId;
+use regent_types::cluster::{Cluster, Member};
 
 use crate::output::{self, Format, or_dash};
 
@@ -11,6 +12,12 @@ use crate::output::{self, Format, or_dash};
 pub(crate) enum Command {
     /// Show the members, and who leads.
     Status,
+    /// Hand the leadership over, before this node is worked on. Writes wait meanwhile, none fails.
+    Transfer {
+        /// The node that shall lead [default: any that has caught up].
+        #[arg(long)]
+        to: Option<NodeId>,
+    },
 }
 
 const COLUMNS: [&str; 8] = [
@@ -40,22 +47,24 @@ fn row(m: &Member) -> Vec<String> {
 /// Runs it.
 pub(crate) async fn run(client: &Client, command: Command, format: Format) -> anyhow::Result<()> {
     match command {
-        Command::Status => {
-            // Also without a quorum: that is when it is needed most.
-            let cluster = client.cluster().await?;
-            match format {
-                Format::Json => output::json(&cluster),
-                Format::Table => {
-                    output::line(format!(
-                        "cluster {}, leader {}, term {}, as node {} sees it",
-                        or_dash(cluster.cluster_id.as_ref()),
-                        or_dash(cluster.leader.as_ref()),
-                        cluster.term,
-                        cluster.node
-                    ));
-                    output::records(format, &cluster.members, &COLUMNS, row)
-                }
-            }
+        // Also without a quorum: that is when it is needed most.
+        Command::Status => show(&client.cluster().await?, format),
+        Command::Transfer { to } => show(&client.transfer(to).await?, format),
+    }
+}
+
+fn show(cluster: &Cluster, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => output::json(cluster),
+        Format::Table => {
+            output::line(format!(
+                "cluster {}, leader {}, term {}, as node {} sees it",
+                or_dash(cluster.cluster_id.as_ref()),
+                or_dash(cluster.leader.as_ref()),
+                cluster.term,
+                cluster.node
+            ));
+            output::records(format, &cluster.members, &COLUMNS, row)
         }
     }
 }

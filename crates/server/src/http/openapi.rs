@@ -36,7 +36,7 @@ use super::{
         templates::list, templates::create, templates::get, templates::put, templates::delete,
         users::list, users::create, users::delete, users::set_password, users::set_quota,
         tokens::list, tokens::create, tokens::delete,
-        events::watch, cluster::get,
+        events::watch, cluster::get, cluster::transfer,
         health::livez, health::readyz, health::health, health::version, metrics::get, get,
     ),
     components(schemas(Problem)),

@@ -86,6 +86,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("DELETE", "/api/v1/tokens/{id}", delete(tokens::delete)),
         ("GET", "/api/v1/events", get(events::watch)),
         ("GET", "/api/v1/cluster", get(cluster::get)),
+        ("POST", "/api/v1/cluster/transfer", post(cluster::transfer)),
         ("GET", "/livez", get(health::livez)),
         ("GET", "/readyz", get(health::readyz)),
         ("GET", "/health", get(health::health)),
