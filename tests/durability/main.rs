@@ -8,6 +8,8 @@
 // All of it is a test. What is measured goes to stderr.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod crash_points;
+mod disk;
 mod failing_sync;
 mod full_disk;
 #[path = "../blackbox/harness.rs"]
@@ -16,3 +18,4 @@ mod harness;
 mod ledger;
 mod strace;
 mod synced;
+mod workload;

@@ -75,6 +75,29 @@ impl Drop for Tracer {
     }
 }
 
+/// A command that runs another under strace, and ends with it and as it does.
+pub(crate) fn command(command: &[String], file: &Path, flags: &[&str]) -> Vec<String> {
+    let mut whole = vec!["strace".to_owned()];
+    whole.extend(common_flags(file));
+    whole.extend(flags.iter().map(ToString::to_string));
+    whole.extend_from_slice(command);
+    whole
+}
+
+/// The same, but the program keeps the pid that is started: strace stands aside, and ends a moment after it.
+pub(crate) fn beside(program: &[String], file: &Path, flags: &[&str]) -> Vec<String> {
+    let mut whole = command(program, file, flags);
+    whole.insert(1, "-D".to_owned());
+    whole
+}
+
+/// Whether the trace of a process says that it has ended.
+pub(crate) fn has_ended(file: &Path, pid: u32) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let last = text.lines().next_back().unwrap_or_default();
+    text.ends_with('\n') && last.starts_with(&format!("{pid} ")) && last.ends_with(" +++")
+}
+
 fn common_flags(file: &Path) -> Vec<String> {
     let file = file.display().to_string();
     // All threads, microseconds since 1970, time spent, paths of descriptors, hex.
@@ -109,6 +132,8 @@ pub(crate) struct Call {
     pub(crate) path: PathBuf,
     /// Its strings: paths, or the bytes that are written.
     pub(crate) strings: Vec<Vec<u8>>,
+    /// The arguments as strace wrote them.
+    args: String,
 }
 
 impl Call {
@@ -127,6 +152,21 @@ impl Call {
     /// Whether it makes a file durable, and did.
     pub(crate) fn is_sync_of(&self, file: &Path) -> bool {
         matches!(self.name.as_str(), "fsync" | "fdatasync") && self.path == file && self.result == Some(0)
+    }
+
+    /// Its last argument, a number.
+    pub(crate) fn last_number(&self) -> u64 {
+        let last = self.args.rsplit(',').next().unwrap_or("");
+        last.trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("{}({}) ends with a number", self.name, self.args))
+    }
+
+    /// Whether a flag stands in its arguments.
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
+        self.args
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .any(|word| word == flag)
     }
 }
 
@@ -180,6 +220,7 @@ impl Trace {
                 fd: None,
                 path: PathBuf::new(),
                 strings: strings(args),
+                args: without_strings(args),
             };
             (call.fd, call.path) = descriptor(args);
             if let Some(end) = end {
@@ -247,6 +288,10 @@ fn strings(args: &str) -> Vec<Vec<u8>> {
         rest = after;
     }
     found
+}
+
+fn without_strings(args: &str) -> String {
+    args.split('"').step_by(2).collect()
 }
 
 fn unhex(text: &str) -> Vec<u8> {

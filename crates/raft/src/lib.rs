@@ -37,6 +37,8 @@ mod watch;
 pub use config::{MAX_PROPOSAL, SnapshotPolicy, Timing};
 pub use error::{CallError, ProposeError, ReadError, StartError, TransferError};
 pub use folder::FolderError;
+#[doc(hidden)]
+pub use log::workbench;
 pub use log::{LogError, LogStore, MemoryDisk};
 pub use machine::View;
 pub use node::{LeadershipView, Node, PeerService, Proposed};

@@ -22,6 +22,7 @@ mod segments;
 mod sled;
 mod store;
 mod tail;
+pub mod workbench;
 mod writer;
 
 #[cfg(test)]

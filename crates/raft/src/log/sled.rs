@@ -14,6 +14,7 @@
 //! One such database per process; two are unsupported by sled.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,11 @@ const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// How often sled flushes by itself and frees segments, in milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;
 
+/// Extension of a file that is being written; sled's own word.
+const UNFINISHED: &str = "generating";
+/// What sled 0.34 writes of the settings in [`SledEngine::open`], without the checksum behind it.
+const SETTINGS: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\n";
+
 /// The sled engine.
 pub(crate) struct SledEngine {
     folder: PathBuf,
@@ -62,10 +68,9 @@ impl SledEngine {
         let lock = DataFolder::open(data)?;
         let folder = data.join("log");
         let (mark, promised) = Mark::open(&data.join("log.mark"))?;
-        let failed = |source| LogError::Engine {
-            place: folder.display().to_string(),
-            source,
-        };
+        remove_unfinished(&folder)?;
+        begin(&folder)?;
+        let failed = |source| failed(&folder, source);
         let config = sled::Config::new()
             .path(&folder)
             .mode(sled::Mode::HighThroughput)
@@ -112,10 +117,7 @@ impl SledEngine {
     fn failed(&self, source: sled::Error) -> LogError {
         match source {
             sled::Error::Corruption { at, .. } => self.damaged(format!("sled finds a damaged page ({at:?})")),
-            source => LogError::Engine {
-                place: self.place(),
-                source,
-            },
+            source => failed(&self.folder, source),
         }
     }
 
@@ -407,10 +409,15 @@ impl Engine for SledEngine {
 
     fn sync(&self, promise: &Promise) -> Result<(), LogError> {
         self.database.flush().map_err(|e| self.failed(e))?;
-        self.file.sync_data().map_err(|source| LogError::File {
-            path: self.folder.join("db"),
-            what: "cannot sync the database",
-            source,
+        self.file.sync_data().map_err(|source| {
+            // Never closed: sled would sync once more then, and nothing may be synced after a failure. It also
+            // panics when that fails.
+            std::mem::forget(self.database.clone());
+            LogError::File {
+                path: self.folder.join("db"),
+                what: "cannot sync the database",
+                source,
+            }
         })?;
         self.mark.write(promise)
     }
@@ -443,6 +450,78 @@ fn parse_key(key: &[u8]) -> Option<(u64, u16)> {
     ))
 }
 
+/// Gives a new database its settings, whole and durable. sled would write them without a sync: after a loss of
+/// power they could be cut short when entries are promised already, and sled would open no more.
+fn begin(folder: &Path) -> Result<(), LogError> {
+    let failed = |path: &Path, what| {
+        let path = path.to_owned();
+        move |source| LogError::File { path, what, source }
+    };
+    let settings = folder.join("conf");
+    if settings.exists() || folder.join("db").exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(failed(folder, "cannot create the folder of the database"))?;
+    let mut bytes = SETTINGS.to_vec();
+    bytes.extend_from_slice(&crc32fast::hash(SETTINGS).to_le_bytes());
+    let aside = settings.with_extension(UNFINISHED);
+    File::create(&aside)
+        .and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&aside, &settings))
+        .map_err(failed(&settings, "cannot write the settings of the database"))?;
+    sync_folder(folder)
+}
+
+/// Removes what a crash left of a `snap` file that was being written. sled writes it under this name first, but
+/// does not leave it out when it looks for the newest one, finds it cut short, and opens no more.
+fn remove_unfinished(folder: &Path) -> Result<(), LogError> {
+    let failed = |path: &Path, what| {
+        let path = path.to_owned();
+        move |source| LogError::File { path, what, source }
+    };
+    let items = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        items => items.map_err(failed(folder, "cannot list the folder of the database"))?,
+    };
+    for item in items {
+        let path = item
+            .map_err(failed(folder, "cannot list the folder of the database"))?
+            .path();
+        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+            std::fs::remove_file(&path).map_err(failed(&path, "cannot remove an unfinished file"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What sled says, as an error of the file where it is one.
+fn failed(folder: &Path, source: sled::Error) -> LogError {
+    match source {
+        sled::Error::Io(source) => LogError::File {
+            path: folder.join("db"),
+            what: "cannot read or write the database",
+            source: system_error(source),
+        },
+        source => LogError::Engine {
+            place: folder.display().to_string(),
+            source,
+        },
+    }
+}
+
+/// The error of the operating system. sled hands it on as another error with its debug text.
+fn system_error(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    let code = text
+        .split_once("Os { code: ")
+        .and_then(|(_, rest)| rest.split_once(','))
+        .and_then(|(code, _)| code.parse().ok());
+    code.map_or(error, io::Error::from_raw_os_error)
+}
+
 fn sync_folder(folder: &Path) -> Result<(), LogError> {
     File::open(folder)
         .and_then(|handle| handle.sync_all())
@@ -459,4 +538,54 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::ONE_SLED;
+
+    #[tokio::test]
+    async fn the_settings_are_those_that_sled_writes() {
+        let _alone = ONE_SLED.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let config = sled::Config::new().path(folder.path()).use_compression(false);
+        drop(config.open().unwrap());
+        let written = std::fs::read(folder.path().join("conf")).unwrap();
+        let ours = tempfile::tempdir().unwrap();
+        begin(ours.path()).unwrap();
+        assert_eq!(std::fs::read(ours.path().join("conf")).unwrap(), written);
+    }
+
+    /// A crash while sled writes its `snap` file leaves one that it takes for the newest, and refuses.
+    #[tokio::test]
+    async fn an_unfinished_file_of_sled_is_no_damage() {
+        let _alone = ONE_SLED.lock().await;
+        let data = tempfile::tempdir().unwrap();
+        let engine = SledEngine::open(data.path()).unwrap();
+        engine.append(0, &[b"record".to_vec()]).unwrap();
+        engine.sync(&Promise::default()).unwrap();
+        drop(engine);
+        let unfinished = data.path().join("log/snap.FFFFFFFFFFFFFFFF.generating");
+        std::fs::write(&unfinished, b"half").unwrap();
+        let engine = SledEngine::open(data.path()).unwrap();
+        let mut found = Vec::new();
+        engine
+            .scan(0..1, &mut |index, record| {
+                found.push((index, record.to_vec()));
+                Ok(true)
+            })
+            .unwrap();
+        assert_eq!(found, [(0, b"record".to_vec())]);
+        assert!(!unfinished.exists());
+    }
+
+    #[test]
+    fn an_error_that_sled_copied_is_that_of_the_system_again() {
+        let original = io::Error::from_raw_os_error(28);
+        let copied = io::Error::new(original.kind(), format!("{original:?}"));
+        assert_eq!(system_error(copied).raw_os_error(), Some(28));
+        assert_eq!(system_error(original).raw_os_error(), Some(28));
+        assert_eq!(system_error(io::Error::other("else")).to_string(), "else");
+    }
 }
