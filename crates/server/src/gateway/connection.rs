@@ -283,9 +283,8 @@ impl Connection {
                 },
                 frame,
             ) => {
-                if protocol == V2 {
-                    self.renew_own(token, now);
-                }
+                // Whatever it says: a busy agent's heartbeats wait behind its reports.
+                self.renew_own(token, now);
                 if let Some(frame) = frame {
                     self.on_frame(frame, protocol, epoch, token, (now, wall), state);
                 }

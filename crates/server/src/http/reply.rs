@@ -1,11 +1,16 @@
 //! Answers that went well: a record with its `ETag`, a page, nothing; each with the revision it is of.
 
-use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use regent_types::Revision;
 use regent_types::cluster::INDEX_HEADER;
 use serde::Serialize;
+
+use super::problem::Failure;
+
+/// Bytes that most records take as JSON: room for them is made at once.
+const MOST_RECORDS: usize = 1_024;
 
 /// Sets `X-Regent-Index`.
 pub(super) fn set_index(response: &mut Response, revision: Revision) {
@@ -17,7 +22,16 @@ pub(super) fn set_index(response: &mut Response, revision: Revision) {
 
 /// An answer of this status with a JSON body.
 pub(super) fn json<T: Serialize>(status: StatusCode, revision: Revision, body: &T) -> Response {
-    let mut response = (status, Json(body)).into_response();
+    let mut text = Vec::with_capacity(MOST_RECORDS);
+    if let Err(error) = serde_json::to_writer(&mut text, body) {
+        tracing::error!(%error, "an answer cannot be written as JSON");
+        return Failure::internal("the answer cannot be written as JSON").into_response();
+    }
+    let mut response = Body::from(text).into_response();
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     set_index(&mut response, revision);
     response
 }

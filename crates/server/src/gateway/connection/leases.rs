@@ -338,7 +338,7 @@ impl Connection {
         own.chain(held).collect()
     }
 
-    /// Once per heartbeat: an agent that sends many frames renews no more often.
+    /// Whatever the agent says shows that it lives; once per heartbeat, however many frames it sends.
     pub(super) fn renew_own(&mut self, token: Option<Token>, now: u64) {
         // A replica keeps its lease by frames of their own: a heartbeat does not say that it still leads.
         let Some(token) = token.filter(|_| !self.is_replica()) else {

@@ -29,7 +29,6 @@ impl Connection {
                 metrics::counter!("regent_agent_frames_ignored_total", "why" => "hello_twice").increment(1);
             }
             AgentFrame::Heartbeat(heartbeat) => {
-                self.renew_own(token, now);
                 self.on_capacity(&heartbeat, epoch, state);
             }
             AgentFrame::Pong(_) => {}

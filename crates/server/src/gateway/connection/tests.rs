@@ -502,6 +502,21 @@ fn a_heartbeat_renews_once_and_a_lost_lease_closes() {
     assert_eq!(connection.epoch_to_leave(), None);
 }
 
+/// An agent with much to report was taken for dead: its heartbeats waited behind the reports.
+#[test]
+fn whatever_an_agent_says_renews_its_lease() {
+    let mut world = World::new();
+    let mut connection = world.joined();
+    let progress = r#"{"type":"progress","payload":{"commandId":"none","run":1,"message":"m","percent":1}}"#;
+    world.text(&mut connection, progress);
+    assert!(world.renewals.is_empty(), "it was granted just now");
+    world.now += HEARTBEAT;
+    world.text(&mut connection, progress);
+    world.text(&mut connection, progress);
+    assert_eq!(world.renewals.len(), 1, "once per heartbeat");
+    assert_eq!(world.renewals[0].0, LeaseName::of_agent(&agent()));
+}
+
 #[test]
 fn a_keepalive_is_answered_by_its_number() {
     let mut world = World::new();
