@@ -104,6 +104,7 @@ fn is_begun(data: &Path, store: LogStore) -> Result<bool, LogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::tests::engine_on_disk;
     use crate::log::{ONE_SLED, Promise};
 
     #[tokio::test]
@@ -135,7 +136,7 @@ mod tests {
                     .next()
                     .is_none()
             );
-            drop(open(data.path(), begun).unwrap());
+            drop(engine_on_disk(begun, data.path()).unwrap());
 
             fs::write(data.path().join(asked.folder()).join("x"), b"").unwrap();
             for store in [begun, asked] {

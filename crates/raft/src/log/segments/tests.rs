@@ -601,6 +601,32 @@ fn after_an_error_nothing_is_written() {
     assert_eq!(work.copy(), before);
 }
 
+/// Until a sync is through, what was synced before is there: no file that it needs is gone, or written over.
+#[test]
+fn a_sync_that_failed_at_once_changed_nothing() {
+    for seed in 52..54 {
+        let mut work = Work::new(seed);
+        let mut content = work.content.clone();
+        for step in 0..120 {
+            work.batch();
+            if step % 6 == 5 {
+                work.engine().writer().unwrap().current.break_file();
+                let waits = work.engine().sync(&promise(work.content.next(), work.vote));
+                drop(work.engine.take());
+                let engine = open(work.data.path()).unwrap();
+                if waits.is_err() {
+                    assert_eq!(Content::of(&engine), content, "seed {seed}, step {step}");
+                }
+                work.content = Content::of(&engine);
+                work.engine = Some(engine);
+            } else {
+                work.sync();
+            }
+            content = work.content.clone();
+        }
+    }
+}
+
 /// What nobody waited for is written when the node ends in order.
 #[test]
 fn an_orderly_end_forgets_nothing() {
