@@ -9,8 +9,15 @@ use crate::cluster::System;
 use crate::load::Plan;
 use crate::works::Settings;
 
+/// Records of the works that load a cluster, and of those that ask what many records cost.
+const RECORDS: u32 = 10_000;
+const MANY: u32 = 100_000;
 /// How long the members may take to become quiet before a measurement.
 const SETTLE: Duration = Duration::from_secs(20);
+/// How long an idle cluster is left alone before its memory is read.
+const QUIET: Duration = Duration::from_secs(10);
+/// How long connected agents are watched: three of their heartbeats.
+const AGENTS_FOR: Duration = Duration::from_secs(30);
 
 /// Measures etcd and Regent in turn on this machine: the same work, in the same run, on the same file system.
 ///
@@ -23,7 +30,8 @@ pub(crate) struct Args {
     /// One more argument for `regent server`, such as `--regent-arg=--log-store=...`; may be given again.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) regent_arg: Vec<String>,
-    /// Only these works, by comma: write, read, local-read, lease, watch, keepalive.
+    /// Only these works, by comma: write, read, local-read, lease, watch, keepalive, stalls, transfer, memory, restart,
+    /// growth, sessions, agents, disk, folder.
     #[arg(long, value_delimiter = ',', value_name = "WORK")]
     pub(crate) only: Vec<String>,
     /// Only one of the two.
@@ -42,9 +50,18 @@ pub(crate) struct Args {
     /// from when each was due. Closed loop without it.
     #[arg(long, value_name = "N", value_parser = pace)]
     pub(crate) rate: Option<f64>,
-    /// Keys of etcd, sessions of Regent.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(32..=1_000_000))]
-    pub(crate) records: u32,
+    /// Keys of etcd, sessions of Regent: 10,000 when absent; 100,000 for memory, restart and growth.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=1_000_000))]
+    pub(crate) records: Option<u32>,
+    /// How often a leader is killed, frozen, or asked to hand over.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub(crate) trials: u16,
+    /// Agents that are connected at a time.
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pub(crate) agents: u32,
+    /// Writes after which the size of the data folder is judged (`folder`): ten million take a while.
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub(crate) writes: u64,
     /// Leases that are kept alive.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) leases: u32,
@@ -70,7 +87,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Every work, once and very short: to see that all of it works, not how fast it is.
-    #[arg(long, conflicts_with_all = ["rounds", "seconds", "warm_up", "records", "leases", "streams", "keepalives", "watched"])]
+    #[arg(long, conflicts_with_all = ["rounds", "seconds", "warm_up", "records", "leases", "streams", "keepalives", "watched", "trials", "agents", "writes"])]
     pub(crate) smoke: bool,
     /// What must be there, by comma: with `etcd`, it is an error that etcd-server is not installed.
     #[arg(long, env = "REGENT_REQUIRE", value_delimiter = ',')]
@@ -85,7 +102,10 @@ impl Args {
             args.rounds = 1;
             args.seconds = 0.5;
             args.warm_up = 0.1;
-            args.records = 256;
+            args.records = Some(256);
+            args.trials = 1;
+            args.agents = 60;
+            args.writes = 2_000;
             args.leases = 128;
             args.streams = 8;
             args.keepalives = 100.0;
@@ -103,7 +123,15 @@ impl Args {
                 rate: self.rate,
                 timeout: Duration::from_millis(self.timeout_ms),
             },
-            records: self.records as usize,
+            records: self.records.unwrap_or(RECORDS) as usize,
+            many: self.records.unwrap_or(MANY) as usize,
+            trials: self.trials.into(),
+            agents: self.agents as usize,
+            disk_writes: if self.smoke { 2_000 } else { 100_000 },
+            folder_writes: self.writes,
+            real_sessions: if self.smoke { 2 } else { 30 },
+            quiet: if self.smoke { second / 2 } else { QUIET },
+            agents_for: if self.smoke { 2 * second } else { AGENTS_FOR },
             leases: self.leases as usize,
             streams: self.streams as usize,
             keepalives: self.keepalives,

@@ -34,7 +34,7 @@ use cluster::{Cluster, QUIET, System};
 use machine::Machine;
 use measure::{Measured, Metric, Row};
 use report::{Report, say};
-use works::Work;
+use works::{Place, Work};
 
 /// The name of Regent's program.
 const PROGRAM: &str = "regent";
@@ -43,6 +43,7 @@ const ENDED_BY_SIGNAL: u8 = 130;
 
 fn main() -> anyhow::Result<ExitCode> {
     process::guarded()?;
+    process::many_files()?;
     let args = Args::read();
     // One thread is the cheapest, and the generator shares the cores with what it measures.
     let mut builder = if args.threads > 1 {
@@ -85,7 +86,6 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&data)?;
     let bench = Bench {
         args,
-        works: &works,
         regent: program(args, &data)?,
         data: &data,
     };
@@ -107,7 +107,21 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
             turns.reverse();
         }
         for system in turns {
-            bench.measure(system, round, &mut report).await?;
+            for works in works.chunk_by(|a, b| a.place() == b.place()) {
+                let place = works[0].place();
+                // Those that take a cluster of their own bring their own repetitions.
+                if round > 0 && place != Place::Shared {
+                    continue;
+                }
+                let works: Vec<Work> = works
+                    .iter()
+                    .copied()
+                    .filter(|work| system == System::Regent || !work.is_regent_only())
+                    .collect();
+                if !works.is_empty() {
+                    bench.measure(system, round, &works, &mut report).await?;
+                }
+            }
         }
     }
     say(format!("\n{}", report.text()));
@@ -126,7 +140,8 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The rows of the works. Where the pace is given, a rate is no goal.
 fn rows(works: &[Work], args: &Args) -> Vec<Row> {
-    let mut rows: Vec<Row> = works.iter().flat_map(|work| work.rows()).collect();
+    let settings = args.settings();
+    let mut rows: Vec<Row> = works.iter().flat_map(|work| work.rows(&settings)).collect();
     if args.rate.is_some() {
         for row in &mut rows {
             row.goals.retain(|goal| goal.metric != Metric::Rate);
@@ -189,16 +204,21 @@ fn own(path: &str) -> PathBuf {
 
 struct Bench<'a> {
     args: &'a Args,
-    works: &'a [Work],
     regent: TempDir,
     data: &'a Path,
 }
 
 impl Bench<'_> {
-    /// All works on one of the two, in a cluster and a folder of its own, which is kept when that fails.
-    async fn measure(&self, system: System, round: usize, report: &mut Report) -> anyhow::Result<()> {
+    /// Works of one place on one of the two, in a cluster and a folder of its own, which is kept when that fails.
+    async fn measure(
+        &self,
+        system: System,
+        round: usize,
+        works: &[Work],
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(self.data)?;
-        let measured = self.measure_in(folder.path(), system, round, report).await;
+        let measured = self.measure_in(folder.path(), system, round, works, report).await;
         if measured.is_err() {
             let kept = folder.keep();
             return measured
@@ -212,6 +232,7 @@ impl Bench<'_> {
         folder: &Path,
         system: System,
         round: usize,
+        works: &[Work],
         report: &mut Report,
     ) -> anyhow::Result<()> {
         let settings = self.args.settings();
@@ -223,11 +244,13 @@ impl Bench<'_> {
         // What the one before left to the kernel to write is not this one's to wait for.
         rustix::fs::sync();
         let mut cluster = Cluster::start(system, folder, &regent).await?;
-        if round == 0 {
+        if round == 0 && !report.versions.iter().any(|(known, _)| *known == system) {
             report.versions.push((system, cluster.version().to_owned()));
         }
-        cluster.prepare(settings.records).await?;
-        for work in self.works {
+        if works.iter().any(|work| work.place() == Place::Shared) {
+            cluster.prepare(settings.records).await?;
+        }
+        for work in works {
             let cores = cluster.settle(settings.settle).await;
             if cores > QUIET {
                 say(format!(
@@ -235,7 +258,7 @@ impl Bench<'_> {
                     system.name()
                 ));
             }
-            let rows: Vec<Row> = work.rows();
+            let rows: Vec<Row> = work.rows(&settings);
             let results = work.run(&mut cluster, &settings).await;
             for result in results.with_context(|| format!("the work {:?}", work.name()))? {
                 let row = &rows[result.row];

@@ -32,6 +32,46 @@ pub(crate) enum Metric {
     BesideRate,
     /// Requests that failed or were given up.
     Failed,
+    /// How often a fault was tried.
+    Trials,
+    /// Milliseconds without any acknowledgement in the whole cluster: the least of the trials.
+    StallMin,
+    /// The same, the median of the trials.
+    StallMedian,
+    /// The same, the most of the trials.
+    StallMax,
+    /// Milliseconds from the fault until another member says that it leads, the median of the trials.
+    Elected,
+    /// Requests of a trial that failed because of its fault; the median of the trials.
+    Broken,
+    /// The same, the most of the trials.
+    BrokenMax,
+    /// Those of them that were sent to another member than the one with the fault.
+    BrokenElsewhere,
+    /// The folders of the members, in MB (10^6 bytes), their mean.
+    DataMb,
+    /// Milliseconds from the start of a process until it serves.
+    Ready,
+    /// Linearizable reads a second.
+    ReadRate,
+    /// The newest snapshot, in MB (10^6 bytes).
+    SnapshotMb,
+    /// Milliseconds to write a snapshot, the mean of those that were written meanwhile.
+    SnapshotMs,
+    /// Memory of an agent's process, in MB (10^6 bytes).
+    AgentMb,
+    /// CPU of an agent's process, in cores.
+    AgentCores,
+    /// Of all members, for one connected agent, in KB (10^3 bytes).
+    AgentKb,
+    /// The same, with its record.
+    AgentKbAll,
+    /// Entries that came to the log, a minute.
+    LogEntries,
+    /// Bytes that all members wrote to the disk, for each byte of the values.
+    DiskFactor,
+    /// The largest folder of a member, as a share of what it may have.
+    FolderShare,
 }
 
 impl Metric {
@@ -47,6 +87,26 @@ impl Metric {
             Self::MemberMb => "MB a member",
             Self::BesideRate => "writes/s beside",
             Self::Failed => "failed",
+            Self::Trials => "trials",
+            Self::StallMin => "stall min ms",
+            Self::StallMedian => "stall ms",
+            Self::StallMax => "stall max ms",
+            Self::Elected => "ms until another leads",
+            Self::Broken => "failed in a trial",
+            Self::BrokenMax => "failed in a trial, max",
+            Self::BrokenElsewhere => "failed at others, max",
+            Self::DataMb => "folder MB",
+            Self::Ready => "ms until it serves",
+            Self::ReadRate => "reads/s",
+            Self::SnapshotMb => "snapshot MB",
+            Self::SnapshotMs => "snapshot ms",
+            Self::AgentMb => "agent MB",
+            Self::AgentCores => "agent cores",
+            Self::AgentKb => "KB a connection",
+            Self::AgentKbAll => "KB an agent",
+            Self::LogEntries => "log entries/min",
+            Self::DiskFactor => "bytes/byte",
+            Self::FolderShare => "folder/bound",
         }
     }
 }
@@ -73,6 +133,8 @@ pub(crate) struct Row {
     pub(crate) id: String,
     pub(crate) title: String,
     pub(crate) goals: Vec<Goal>,
+    /// Whether etcd has no counterpart.
+    pub(crate) regent_only: bool,
 }
 
 /// What Regent is to reach.
@@ -90,6 +152,8 @@ pub(crate) enum Bound {
     AtLeastTimes(f64),
     /// Regent's value is at most so many times etcd's.
     AtMostTimes(f64),
+    /// Regent's value is at most this, whatever etcd's is.
+    AtMost(f64),
     /// None: it is shown only.
     Shown,
 }
@@ -100,6 +164,7 @@ impl Bound {
         match self {
             Self::AtLeastTimes(times) => Some(regent >= times * etcd?),
             Self::AtMostTimes(times) => Some(regent <= times * etcd?),
+            Self::AtMost(most) => Some(regent <= most),
             Self::Shown => None,
         }
     }
@@ -108,7 +173,7 @@ impl Bound {
     pub(crate) fn short(self) -> String {
         match self {
             Self::AtLeastTimes(times) => format!("\u{2265} {times}"),
-            Self::AtMostTimes(times) => format!("\u{2264} {times}"),
+            Self::AtMostTimes(times) | Self::AtMost(times) => format!("\u{2264} {times}"),
             Self::Shown => "none".to_owned(),
         }
     }
@@ -117,6 +182,7 @@ impl Bound {
         match self {
             Self::AtLeastTimes(times) => format!("at least {times} x"),
             Self::AtMostTimes(times) => format!("at most {times} x"),
+            Self::AtMost(most) => format!("at most {most}"),
             Self::Shown => String::new(),
         }
     }
@@ -202,5 +268,7 @@ mod tests {
         assert_eq!(Bound::AtMostTimes(0.5).reached(Some(10.0), 5.0), Some(true));
         assert_eq!(Bound::AtMostTimes(0.5).reached(Some(10.0), 5.1), Some(false));
         assert_eq!(Bound::AtMostTimes(0.5).reached(None, 5.0), None);
+        assert_eq!(Bound::AtMost(700.0).reached(None, 700.0), Some(true));
+        assert_eq!(Bound::AtMost(700.0).reached(Some(1.0), 701.0), Some(false));
     }
 }

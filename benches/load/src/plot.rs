@@ -142,7 +142,8 @@ fn panel(report: &Report, area: &Area<'_>, rows: &[&Row], metric: Metric, title:
                 let goal = row
                     .goals
                     .iter()
-                    .find(|goal| goal.metric == metric && goal.bound != Bound::Shown);
+                    .find(|goal| goal.metric == metric)
+                    .filter(|goal| !matches!(goal.bound, Bound::Shown | Bound::AtMost(_)));
                 if let Some(goal) = goal {
                     text.push_str(&format!(", goal {}", goal.bound.short()));
                     let reached = goal.bound.reached(Some(etcd.median), spread.median) == Some(true);

@@ -12,7 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Signal, getppid, getrlimit, kill_process, set_parent_process_death_signal, setrlimit,
+};
 
 /// First argument of this program when it is to become another one.
 const GUARDED: &str = "guarded";
@@ -150,6 +152,21 @@ impl Usage {
             resident_mb: sum.resident_mb + one.resident_mb,
         })
     }
+}
+
+/// Bytes that a process has caused to be written to disks since its start.
+pub(crate) fn written(pid: u32) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io"))
+        .with_context(|| format!("what process {pid} has written"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+    Ok(value.context("no write_bytes")?.trim().parse()?)
+}
+
+/// Lets this process, and those that it starts, have as many open files as the system allows it.
+pub(crate) fn many_files() -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("the limit of open files cannot be raised")
 }
 
 fn parse_stat(stat: &str) -> anyhow::Result<Usage> {

@@ -113,6 +113,9 @@ impl Report {
         }
         for row in &self.rows {
             for (system, _) in &self.versions {
+                if row.regent_only && *system == System::Etcd {
+                    continue;
+                }
                 if !self
                     .measured
                     .iter()
@@ -164,6 +167,9 @@ impl Report {
             line.extend(PAIRS.map(pair));
             lines.push(line);
         }
+        if lines.len() == 1 {
+            return String::new();
+        }
         markdown(&lines)
     }
 
@@ -176,6 +182,7 @@ impl Report {
                 let etcd = self.spread(row, System::Etcd, goal.metric);
                 let regent = self.spread(row, System::Regent, goal.metric);
                 let ratio = etcd.zip(regent).map(|(etcd, regent)| regent.median / etcd.median);
+                let ratio = ratio.filter(|ratio| ratio.is_finite());
                 lines.push(vec![
                     row.title.clone(),
                     goal.metric.label().to_owned(),
@@ -219,7 +226,9 @@ pub(crate) fn result(goal: &Goal, etcd: Option<Spread>, regent: Option<Spread>) 
             // Would it be reached with the luckiest rounds on one side and the unluckiest on the other?
             let (etcd, regent) = match goal.bound {
                 Bound::AtLeastTimes(_) => (etcd.map(|etcd| etcd.min), regent.max),
-                Bound::AtMostTimes(_) | Bound::Shown => (etcd.map(|etcd| etcd.max), regent.min),
+                Bound::AtMostTimes(_) | Bound::AtMost(_) | Bound::Shown => {
+                    (etcd.map(|etcd| etcd.max), regent.min)
+                }
             };
             if goal.bound.reached(etcd, regent) == Some(true) {
                 "missed, within the spread"

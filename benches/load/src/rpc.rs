@@ -151,6 +151,18 @@ pub(crate) struct Event {
     pub(crate) kv: Option<KeyValue>,
 }
 
+/// `Maintenance/MoveLeader`, to the leader.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MoveLeaderRequest {
+    /// The member that is to lead, by id.
+    #[prost(uint64, tag = "1")]
+    pub(crate) target: u64,
+}
+
+/// Answer to `Maintenance/MoveLeader`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MoveLeaderResponse {}
+
 /// `Maintenance/Status`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct StatusRequest {}

@@ -70,14 +70,13 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    /// Its id.
-    pub(super) const ID: &'static str = "bench";
     /// Where sessions must be placed to come to it.
     pub(crate) const REGION: &'static str = "bench";
 
-    pub(super) async fn start(regent: &Regent) -> anyhow::Result<Self> {
-        let key = register(regent, Self::ID, Self::REGION).await?;
+    pub(super) async fn start(regent: &Regent, id: &str) -> anyhow::Result<Self> {
+        let key = register(regent, id, Self::REGION).await?;
         let player = Player {
+            id: id.to_owned(),
             key,
             addresses: regent.addresses(),
             sessions: Mutex::default(),
@@ -138,6 +137,7 @@ pub(crate) fn frame(kind: &str, payload: &Value) -> Message {
 }
 
 struct Player {
+    id: String,
     key: String,
     addresses: Vec<SocketAddr>,
     sessions: Mutex<Running>,
@@ -171,7 +171,7 @@ impl Player {
                 json!({ "sessionId": name, "state": "running", "generation": generation, "token": token })
             })
             .collect();
-        join(address, Agent::ID, &self.key, &sessions).await
+        join(address, &self.id, &self.key, &sessions).await
     }
 
     async fn obey(&self, mut socket: Socket, heartbeat: Duration) -> anyhow::Result<()> {

@@ -58,7 +58,6 @@ pub(crate) struct Member {
     pub(crate) address: SocketAddr,
     pub(crate) pid: u32,
     /// Its data folder.
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) data: PathBuf,
     command: Vec<String>,
     log: PathBuf,
@@ -80,6 +79,10 @@ impl Member {
         })
     }
 
+    fn program(&self) -> &str {
+        self.command.first().map_or("", String::as_str)
+    }
+
     /// An error, with what it wrote last, when it ended by itself.
     fn check(&mut self) -> anyhow::Result<()> {
         if let Some(process) = &mut self.process
@@ -95,7 +98,6 @@ impl Member {
     }
 
     /// Kills it (-9) and waits until it is gone.
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::KILL)?;
         self.process = None;
@@ -103,19 +105,25 @@ impl Member {
         until("the end of a member", async || Ok(!process::is_alive(pid))).await
     }
 
+    /// Asks it to end, and waits until it has.
+    pub(crate) async fn terminate(&mut self) -> anyhow::Result<()> {
+        process::send(self.pid, Signal::TERM)?;
+        let pid = self.pid;
+        until("the end of a member", async || Ok(!process::is_alive(pid))).await?;
+        self.process = None;
+        Ok(())
+    }
+
     /// Stops it in place; [`Self::thaw`] lets it go on.
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn freeze(&self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::STOP)
     }
 
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn thaw(&self) -> anyhow::Result<()> {
         process::send(self.pid, Signal::CONT)
     }
 
     /// Starts it again after [`Self::kill`], with the command it had.
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn start(&mut self) -> anyhow::Result<()> {
         let process = Process::start(&self.command, &self.log)?;
         self.pid = process.pid();
@@ -144,7 +152,6 @@ impl Cluster {
     }
 
     /// Waits until every member serves again.
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
         match self {
             Self::Etcd(etcd) => etcd.ready().await,
@@ -166,7 +173,6 @@ impl Cluster {
         }
     }
 
-    #[expect(dead_code, reason = "for works that kill, freeze or start members again")]
     pub(crate) fn members_mut(&mut self) -> &mut [Member] {
         match self {
             Self::Etcd(etcd) => &mut etcd.members,

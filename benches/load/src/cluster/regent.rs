@@ -25,6 +25,9 @@ const PREPARING: usize = 64;
 /// Sessions that may be made before they run. The agent's heartbeats stand in line with what it reports, so too
 /// long a line would make it look dead.
 const NOT_RUNNING: u64 = 256;
+/// Sessions after which another agent is played: an agent says hello with all that it runs in one frame, which may
+/// have a mebibyte.
+const SESSIONS_OF_AN_AGENT: usize = 5_000;
 /// How often makers look whether they may go on.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How often it is counted what runs.
@@ -32,7 +35,7 @@ const COUNT_EVERY: Duration = Duration::from_millis(20);
 
 /// The cluster.
 pub(crate) struct Regent {
-    agent: Option<Agent>,
+    agents: Vec<Agent>,
     pub(crate) members: Vec<Member>,
     pub(crate) token: String,
     pub(crate) version: String,
@@ -75,7 +78,7 @@ impl Regent {
             members.push(Member::new(http[n], data, command, log)?);
         }
         let mut regent = Self {
-            agent: None,
+            agents: Vec::new(),
             members,
             token,
             version: String::new(),
@@ -104,6 +107,13 @@ impl Regent {
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.members.iter().map(|member| member.address).collect()
+    }
+
+    /// Regent's program, and the folder of this cluster.
+    pub(crate) fn program(&self) -> anyhow::Result<(String, &Path)> {
+        let member = self.members.first().context("a cluster without members")?;
+        let folder = member.data.parent().context("a folder of its own")?;
+        Ok((member.program().to_owned(), folder))
     }
 
     /// A connection to a member as the admin.
@@ -139,12 +149,13 @@ impl Regent {
 
     /// Makes the sessions that are missing, and waits until all of them run.
     pub(super) async fn prepare(&mut self, records: usize) -> anyhow::Result<()> {
-        if self.agent.is_none() {
-            self.agent = Some(Agent::start(self).await?);
+        while self.agents.len() < records.div_ceil(SESSIONS_OF_AN_AGENT) {
+            let id = format!("bench-{}", self.agents.len() + 1);
+            self.agents.push(Agent::start(self, &id).await?);
             for member in 0..self.members.len() {
                 until("the bench's agent", async || {
                     let agent = self
-                        .call(member, "GET", &format!("/api/v1/agents/{}", Agent::ID), None)
+                        .call(member, "GET", &format!("/api/v1/agents/{id}"), None)
                         .await?;
                     Ok(agent["status"] == "online")
                 })
@@ -162,7 +173,10 @@ impl Regent {
             let mut connection = self.connect(task % self.members.len()).await?;
             let count = missing / makers + usize::from(task < missing % makers);
             tasks.push(tokio::spawn(async move {
-                let body = json!({ "template": "sleep", "placement": { "region": Agent::REGION } });
+                // As large as what works write to it later.
+                let tags: Vec<String> = (0..8).map(|tag| format!("{task:016x}{tag:016x}")).collect();
+                let body =
+                    json!({ "template": "sleep", "placement": { "region": Agent::REGION }, "tags": tags });
                 let mut names = Vec::with_capacity(count);
                 while names.len() < count {
                     if made.load(Relaxed) >= running.load(Relaxed) + NOT_RUNNING {
@@ -192,10 +206,9 @@ impl Regent {
         }
         let expected = self.sessions.len() as u64;
         until("all sessions", async || {
-            self.agent
-                .as_ref()
-                .context("the agent was just started")?
-                .check()?;
+            for agent in &self.agents {
+                agent.check()?;
+            }
             Ok(count_running(&mut connection).await? >= expected)
         })
         .await?;

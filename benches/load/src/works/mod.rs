@@ -1,11 +1,22 @@
 //! What is measured, the same for etcd and Regent. A work knows its rows and their goals, and how to measure
 //! them at a cluster that runs.
 
+mod agents;
+mod disk;
+mod growth;
 mod keepalive;
 mod lease;
+mod memory;
+mod observe;
+mod process_sessions;
 mod read;
+mod restart;
+mod sessions;
+mod stalls;
+mod transfer;
 mod watch;
 mod write;
+mod writers;
 
 use std::time::Duration;
 
@@ -30,6 +41,22 @@ pub(crate) struct Settings {
     pub(crate) keepalives: f64,
     /// Watched writes a second.
     pub(crate) watched: f64,
+    /// Records of memory, restart and growth.
+    pub(crate) many: usize,
+    /// How often a fault is tried.
+    pub(crate) trials: usize,
+    /// Agents that are connected, and how long they are watched.
+    pub(crate) agents: usize,
+    #[serde(serialize_with = "crate::load::as_seconds")]
+    pub(crate) agents_for: Duration,
+    /// Sessions that run as processes.
+    pub(crate) real_sessions: usize,
+    /// Writes after which it is asked what came to the disk, and those after which the folder is judged.
+    pub(crate) disk_writes: u64,
+    pub(crate) folder_writes: u64,
+    /// How long an idle cluster is left alone before its memory is read.
+    #[serde(serialize_with = "crate::load::as_seconds")]
+    pub(crate) quiet: Duration,
     /// How long the members may take to become quiet before a measurement.
     #[serde(serialize_with = "crate::load::as_seconds")]
     pub(crate) settle: Duration,
@@ -48,6 +75,44 @@ pub(crate) enum Work {
     Watch { writers: usize },
     /// Leases kept alive at a steady pace.
     Keepalive,
+    /// The leader is killed, or frozen, while others write.
+    Stalls { fault: Fault },
+    /// The leader hands over while others write.
+    Transfer,
+    /// Memory and folder: of an idle cluster, or with many records.
+    Memory { full: bool },
+    /// How everything grows: at one part of the many records.
+    Growth { part: usize },
+    /// From the start of members with many records until they serve.
+    Restart,
+    /// From a request for a session until its agent has the command.
+    Sessions { clients: usize },
+    /// The same until a process runs, and what ten such sessions cost.
+    ProcessSessions,
+    /// Many agents that do nothing but live.
+    Agents,
+    /// What comes to the disk for each byte of the values.
+    Disk,
+    /// How large a folder gets after many writes.
+    Folder,
+}
+
+/// What happens to a leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is killed (-9), and started again after the trial.
+    Kill,
+    /// It is stopped, and goes on once the others have a leader.
+    Freeze,
+}
+
+/// Which cluster a work is measured at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// One with the records that are asked for, shared with other works, in each round.
+    Shared,
+    /// A new one, shared with the works of the same name that stand beside it; once in a run.
+    Own(&'static str),
 }
 
 /// What a work saw, for one of its rows.
@@ -93,6 +158,21 @@ impl Work {
             Self::Watch { writers: 0 },
             Self::Watch { writers: 16 },
             Self::Keepalive,
+            Self::Stalls { fault: Fault::Kill },
+            Self::Stalls { fault: Fault::Freeze },
+            Self::Transfer,
+            Self::Memory { full: false },
+            Self::Growth { part: 100 },
+            Self::Growth { part: 10 },
+            Self::Memory { full: true },
+            Self::Growth { part: 1 },
+            Self::Restart,
+            Self::Sessions { clients: 16 },
+            Self::Sessions { clients: 64 },
+            Self::ProcessSessions,
+            Self::Agents,
+            Self::Disk,
+            Self::Folder,
         ]
     }
 
@@ -105,11 +185,58 @@ impl Work {
             Self::Lease { .. } => "lease",
             Self::Watch { .. } => "watch",
             Self::Keepalive => "keepalive",
+            Self::Stalls { .. } => "stalls",
+            Self::Transfer => "transfer",
+            Self::Memory { .. } => "memory",
+            Self::Growth { .. } => "growth",
+            Self::Restart => "restart",
+            Self::Sessions { .. } | Self::ProcessSessions => "sessions",
+            Self::Agents => "agents",
+            Self::Disk => "disk",
+            Self::Folder => "folder",
+        }
+    }
+
+    /// Where it is measured.
+    pub(crate) fn place(self) -> Place {
+        match self {
+            Self::Write { .. }
+            | Self::Read { .. }
+            | Self::Lease { .. }
+            | Self::Watch { .. }
+            | Self::Keepalive => Place::Shared,
+            Self::Stalls { .. } | Self::Transfer => Place::Own("faults"),
+            Self::Memory { .. } | Self::Growth { .. } | Self::Restart => Place::Own("many records"),
+            Self::Sessions { .. } => Place::Own("sessions"),
+            Self::ProcessSessions => Place::Own("process sessions"),
+            Self::Agents => Place::Own("agents"),
+            Self::Disk | Self::Folder => Place::Own("disk"),
+        }
+    }
+
+    /// Whether etcd has no counterpart.
+    pub(crate) fn is_regent_only(self) -> bool {
+        match self {
+            Self::Write { .. }
+            | Self::Read { .. }
+            | Self::Lease { .. }
+            | Self::Watch { .. }
+            | Self::Keepalive
+            | Self::Stalls { .. }
+            | Self::Transfer
+            | Self::Memory { .. }
+            | Self::Restart
+            | Self::Disk => false,
+            Self::Growth { .. }
+            | Self::Sessions { .. }
+            | Self::ProcessSessions
+            | Self::Agents
+            | Self::Folder => true,
         }
     }
 
     /// The rows that it fills.
-    pub(crate) fn rows(self) -> Vec<Row> {
+    pub(crate) fn rows(self, settings: &Settings) -> Vec<Row> {
         let row = |title: String, goals: &[(Metric, Bound)]| Row {
             id: title.replace([',', '(', ')'], "").replace(' ', "-"),
             title,
@@ -120,6 +247,10 @@ impl Work {
                     bound: *bound,
                 })
                 .collect(),
+            regent_only: self.is_regent_only(),
+        };
+        let shown = |metrics: &[Metric]| -> Vec<(Metric, Bound)> {
+            metrics.iter().map(|metric| (*metric, Bound::Shown)).collect()
         };
         let no_worse = (Metric::P99, Bound::AtMostTimes(1.0));
         let times = |times: f64| (Metric::Rate, Bound::AtLeastTimes(times));
@@ -152,6 +283,103 @@ impl Work {
                     &[(Metric::Cores, Bound::AtMostTimes(0.5))],
                 )]
             }
+            Self::Stalls { fault } => {
+                let title = match fault {
+                    Fault::Kill => "leader killed, 16 writers",
+                    Fault::Freeze => "leader frozen, 16 writers",
+                };
+                let mut goals = vec![
+                    (Metric::StallMedian, Bound::AtMost(700.0)),
+                    (Metric::StallMax, Bound::AtMost(1500.0)),
+                ];
+                goals.extend(shown(&[
+                    Metric::StallMin,
+                    Metric::Elected,
+                    Metric::Broken,
+                    Metric::BrokenMax,
+                ]));
+                vec![row(title.to_owned(), &goals)]
+            }
+            Self::Transfer => {
+                let mut goals = vec![
+                    (Metric::StallMax, Bound::AtMost(50.0)),
+                    (Metric::BrokenMax, Bound::AtMost(0.0)),
+                ];
+                goals.extend(shown(&[Metric::StallMedian, Metric::BrokenElsewhere]));
+                vec![row("leadership handed over, 16 writers".to_owned(), &goals)]
+            }
+            Self::Memory { full } => {
+                let title = if full {
+                    format!("memory, {}", records(settings.many))
+                } else {
+                    "memory, idle".to_owned()
+                };
+                let goals = [
+                    (Metric::MemberMb, Bound::AtMostTimes(0.5)),
+                    (Metric::DataMb, Bound::Shown),
+                ];
+                vec![row(title, &goals)]
+            }
+            Self::Growth { part } => {
+                let metrics = [
+                    Metric::ReadRate,
+                    Metric::MemberMb,
+                    Metric::DataMb,
+                    Metric::SnapshotMb,
+                    Metric::SnapshotMs,
+                    Metric::Ready,
+                ];
+                let title = format!(
+                    "growth, {}: write, 64 clients",
+                    records(growth::count(settings, part))
+                );
+                vec![row(title, &shown(&metrics))]
+            }
+            Self::Restart => restart::TITLES
+                .iter()
+                .map(|title| {
+                    let title = format!("restart of {title}, {}", records(settings.many));
+                    row(title, &[(Metric::Ready, Bound::AtMostTimes(1.0))])
+                })
+                .collect(),
+            Self::Sessions { clients } => {
+                vec![row(
+                    format!("session until its agent has it, {}", many(clients)),
+                    &[],
+                )]
+            }
+            Self::ProcessSessions => {
+                let goals = [
+                    (Metric::MemberMb, Bound::AtMost(1073.7)),
+                    (Metric::Cores, Bound::AtMost(0.5)),
+                    (Metric::AgentMb, Bound::AtMost(536.9)),
+                    (Metric::AgentCores, Bound::AtMost(0.2)),
+                ];
+                vec![
+                    row("session until its process runs, 1 client".to_owned(), &[]),
+                    row("10 sessions that run: a node, an agent".to_owned(), &goals),
+                ]
+            }
+            Self::Agents => {
+                let mut goals = shown(&[Metric::AgentKb, Metric::AgentKbAll, Metric::Cores]);
+                goals.push((Metric::LogEntries, Bound::AtMost(0.0)));
+                vec![row(format!("{} agents connected", settings.agents), &goals)]
+            }
+            Self::Disk => vec![row(
+                "written to disk, 64 clients".to_owned(),
+                &shown(&[Metric::DiskFactor]),
+            )],
+            Self::Folder => {
+                let goals = [
+                    (Metric::FolderShare, Bound::AtMost(1.0)),
+                    (Metric::DataMb, Bound::Shown),
+                    (Metric::SnapshotMb, Bound::Shown),
+                ];
+                vec![row(
+                    format!("folder after {} writes", settings.folder_writes),
+                    &goals,
+                )]
+            }
         }
     }
 
@@ -163,8 +391,22 @@ impl Work {
             Self::Lease { clients } => lease::run(cluster, clients, settings).await,
             Self::Watch { writers } => watch::run(cluster, writers, settings).await,
             Self::Keepalive => keepalive::run(cluster, settings).await,
+            Self::Stalls { fault } => stalls::run(cluster, fault, settings).await,
+            Self::Transfer => transfer::run(cluster, settings).await,
+            Self::Memory { full } => memory::run(cluster, full, settings).await,
+            Self::Growth { part } => growth::run(cluster, part, settings).await,
+            Self::Restart => restart::run(cluster, settings).await,
+            Self::Sessions { clients } => sessions::run(cluster, clients, settings).await,
+            Self::ProcessSessions => process_sessions::run(cluster, settings).await,
+            Self::Agents => agents::run(cluster, settings).await,
+            Self::Disk => disk::run(cluster, settings).await,
+            Self::Folder => disk::folder(cluster, settings).await,
         }
     }
+}
+
+fn records(count: usize) -> String {
+    format!("{count} records")
 }
 
 fn many(clients: usize) -> String {
