@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::files::{Folder, failed};
@@ -239,7 +239,14 @@ fn fill(file: &File, begin: u64, target: u64) -> std::io::Result<u64> {
     Ok(at)
 }
 
-/// Syncs the data of a segment that another process wrote.
-pub(super) fn sync(file: &File, path: &Path) -> Result<(), LogError> {
+/// Writes what the file holds from `begin` to `end` once more and syncs it.
+pub(super) fn rewrite(segment: &Segment, begin: u64, end: u64) -> Result<(), LogError> {
+    let Segment { path, file, .. } = segment;
+    let len = usize::try_from(end - begin).expect("a frame fits into memory");
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, begin)
+        .map_err(failed(path, "cannot read a segment of the raft log"))?;
+    file.write_all_at(&bytes, begin)
+        .map_err(failed(path, "cannot write to the raft log"))?;
     file.sync_data().map_err(failed(path, "cannot sync the raft log"))
 }

@@ -86,8 +86,10 @@ pub(super) fn recover(
             ),
         });
     }
-    // A process that was killed may have written what it did not sync. From now on it counts.
-    current::sync(&last.file, &last.path)?;
+    // A process that was killed may have written what it did not sync, and after a sync that failed the page
+    // cache may hold what the disk does not, with no need seen to write it. From now on it counts, so it is
+    // written once more. Only the last frame can be such a one.
+    current::rewrite(&last, found.last, end)?;
     let allocated = last
         .file
         .metadata()
@@ -110,6 +112,8 @@ struct Found {
     values: BTreeMap<String, Vec<u8>>,
     /// The number that the next frame must have.
     number: u64,
+    /// Where the last frame begins.
+    last: u64,
     /// The first segment's base says what it builds on, the others' repeat what is known.
     based: bool,
 }
@@ -244,6 +248,7 @@ fn read_frames(
             .apply(header, body_at, &body, opens)
             .map_err(|item| damaged(format!("offset {} makes no sense", body_at + item as u64)))?;
         found.number += 1;
+        found.last = at;
         end = body_at + u64::from(frame.len);
         at = end.next_multiple_of(ALIGN as u64);
         match reader.seek_relative(i64::try_from(at - end).unwrap_or(0)) {
