@@ -219,11 +219,19 @@ impl Bench<'_> {
         report: &mut Report,
     ) -> anyhow::Result<()> {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(self.data)?;
+        let failures = report.failures_of_measured();
         let measured = self.measure_in(folder.path(), system, round, works, report).await;
         if measured.is_err() {
             let kept = folder.keep();
             return measured
                 .with_context(|| format!("{}; its logs are in {}", system.name(), kept.display()));
+        }
+        if report.failures_of_measured() > failures {
+            say(format!(
+                "{}: something failed; its logs are in {}",
+                system.name(),
+                folder.keep().display()
+            ));
         }
         measured
     }

@@ -82,6 +82,11 @@ impl Report {
         })
     }
 
+    /// How many measurements had a failure.
+    pub(crate) fn failures_of_measured(&self) -> usize {
+        self.measured.iter().filter(|m| m.failure.is_some()).count()
+    }
+
     /// What went wrong: requests that failed, and works that gave nothing.
     pub(crate) fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();

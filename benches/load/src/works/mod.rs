@@ -238,7 +238,7 @@ impl Work {
     /// The rows that it fills.
     pub(crate) fn rows(self, settings: &Settings) -> Vec<Row> {
         let row = |title: String, goals: &[(Metric, Bound)]| Row {
-            id: title.replace([',', '(', ')'], "").replace(' ', "-"),
+            id: title.replace([',', '(', ')', ':'], "").replace(' ', "-"),
             title,
             goals: goals
                 .iter()
