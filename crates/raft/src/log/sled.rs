@@ -38,7 +38,7 @@ const GROUP: u16 = 0;
 const LENGTH: usize = 2;
 /// sled's page cache. The default of 1 GiB is more than a control plane should take; the log's tail is in
 /// our own memory, so sled reads only on start and for a follower that is far behind.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// How often sled flushes by itself and frees segments, in milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;
 

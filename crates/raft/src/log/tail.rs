@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 
 use crate::config::{Entry, Payload};
 
-/// Bytes of written entries that stay in memory. It covers some seconds of full load, so a follower that
-/// lags by less is served without touching the engine.
-const TAIL_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of written entries that stay in memory. It covers a second of full load, so a follower that lags by
+/// less is served without touching the engine. More would cost every node memory, and every write a
+/// little: what is allocated is then always memory that no cache holds any more.
+const TAIL_BYTES: usize = 8 * 1024 * 1024;
 /// Entries that stay in memory at most: small ones cost more in overhead than in bytes.
-const TAIL_ENTRIES: usize = 100_000;
+const TAIL_ENTRIES: usize = 25_000;
 
 /// Consecutive entries up to the end of the log.
 #[derive(Debug, Default)]
