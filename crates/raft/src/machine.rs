@@ -293,6 +293,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<Snapshot<LeaderId, u64, Member, SnapshotFile>>, io::Error> {
+        let snapshots = self.snapshots.clone();
+        if blocking(move || snapshots.drop_spoiled()).await?? {
+            // A follower waits for it, and asks again until it gets one.
+            self.get_snapshot_builder().await.build_snapshot().await?;
+        }
         Ok(self
             .snapshots
             .newest()

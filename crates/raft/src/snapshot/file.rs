@@ -1,36 +1,88 @@
 //! A snapshot file as openraft and the peer transport hand it about.
+//!
+//! A file may have rotted since it was written, and openraft stops a node that cannot install what it was given.
+//! So nothing is sent before it was checked here, and nothing that arrives is handed on before.
 
-use std::io;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use regent_state::State;
 use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
 
-use super::store::PART;
+use super::SnapshotError;
+use super::format::{self, Header};
+use super::store::{self, BUFFER, PART, load};
 
 /// A complete snapshot file: openraft's `SnapshotData`.
 ///
 /// One that was received is still a part file until it is installed; it goes with its last handle if that
 /// never happens.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct SnapshotFile {
     path: PathBuf,
     part: Option<Arc<PartFile>>,
+    /// What was read from it when it was received, so that installing need not read it again.
+    content: Option<Arc<(Header, State)>>,
+    /// It was found damaged after it had been stored.
+    spoiled: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotFile")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SnapshotFile {
     /// A file that the store keeps.
     pub(super) fn stored(path: PathBuf) -> Self {
-        Self { path, part: None }
+        Self {
+            path,
+            part: None,
+            content: None,
+            spoiled: Arc::default(),
+        }
     }
 
-    /// Opens the file for sending and gives its size in bytes. The open file stays readable even when newer
-    /// snapshots make the store delete this one.
+    /// Checks the file, opens it for sending and gives its size in bytes. The open file stays readable even when
+    /// newer snapshots make the store delete this one. One that is damaged is never opened again: the store writes
+    /// a new one when it is asked the next time.
     pub(crate) async fn open(&self) -> io::Result<(tokio::fs::File, u64)> {
-        let file = tokio::fs::File::open(&self.path).await?;
+        let path = self.path.clone();
+        let opened = spawn_blocking(move || {
+            let mut file = File::open(&path)?;
+            let checked = format::check(&path, &mut BufReader::with_capacity(BUFFER, &file));
+            file.rewind()?;
+            Ok::<_, io::Error>((file, checked))
+        });
+        let (file, checked) = opened.await.map_err(io::Error::other)??;
+        if let Err(error) = checked {
+            self.spoiled.store(true, Ordering::Relaxed);
+            return Err(error.into());
+        }
+        let file = tokio::fs::File::from_std(file);
         let size = file.metadata().await?.len();
         Ok((file, size))
+    }
+
+    /// Whether it was found damaged after it had been stored.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::Relaxed)
+    }
+
+    /// What is in it: what was read when it arrived, or what is read and checked now.
+    pub(super) fn content(&self) -> Result<(Header, State), SnapshotError> {
+        match &self.content {
+            Some(content) => Ok((content.0.clone(), content.1.clone())),
+            None => load(&self.path),
+        }
     }
 
     /// Where it is.
@@ -57,7 +109,7 @@ impl Incoming {
         /// Two transfers may overlap when the first one's connection died unnoticed.
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = super::store::folder(data);
+        let folder = store::folder(data);
         tokio::fs::create_dir_all(&folder).await?;
         let path = folder.join(format!("received-{number}.{PART}"));
         let part = PartFile(path.clone());
@@ -75,13 +127,21 @@ impl Incoming {
         self.file.write_all(bytes).await
     }
 
-    /// Ends it: synced, but neither checked nor named yet; installing does both.
+    /// Ends it: synced, read and checked, but not named yet; installing does that.
     pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
         self.file.flush().await?;
         self.file.sync_all().await?;
+        let path = self.part.0.clone();
+        let content = spawn_blocking({
+            let path = path.clone();
+            move || load(&path)
+        });
+        let content = content.await.map_err(io::Error::other)??;
         Ok(SnapshotFile {
-            path: self.part.0.clone(),
+            path,
             part: Some(Arc::new(self.part)),
+            content: Some(Arc::new(content)),
+            spoiled: Arc::default(),
         })
     }
 }

@@ -105,11 +105,7 @@ pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> i
 
 /// Reads and checks a whole snapshot.
 pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State), SnapshotError> {
-    let mut input = Input {
-        path,
-        inner: input,
-        sum: crc32fast::Hasher::new(),
-    };
+    let mut input = Input::new(path, input);
     let header = input.header()?;
     let mut decoder = StateDecoder::new();
     let mut unpacker = zstd::bulk::Decompressor::new().map_err(|source| SnapshotError::Io {
@@ -117,35 +113,17 @@ pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State)
         what: "cannot start unpacking",
         source,
     })?;
-    let mut packed = Vec::new();
     let mut raw = Vec::new();
-    let mut frames: u64 = 0;
-    loop {
-        let raw_len = input.u32()?;
-        let packed_len = input.u32()?;
-        if raw_len == 0 && packed_len == 0 {
-            break;
-        }
-        if raw_len > MAX_FRAME || packed_len > MAX_FRAME {
-            return Err(input.damaged(format!("frame {frames} claims {packed_len} bytes")));
-        }
-        let checksum = input.u32()?;
-        packed.resize(packed_len as usize, 0);
-        input.fill(&mut packed)?;
-        if crc32fast::hash(&packed) != checksum {
-            return Err(input.damaged(format!("checksum mismatch in frame {frames}")));
-        }
-        raw.resize(raw_len as usize, 0);
-        let unpacked = unpacker.decompress_to_buffer(&packed, &mut raw);
-        if unpacked.ok() != Some(raw_len as usize) {
-            return Err(input.damaged(format!("frame {frames} does not unpack")));
+    input.frames(|input, number, raw_len, packed| {
+        raw.resize(raw_len, 0);
+        let unpacked = unpacker.decompress_to_buffer(packed, &mut raw);
+        if unpacked.ok() != Some(raw_len) {
+            return Err(input.damaged(format!("frame {number} does not unpack")));
         }
         decoder
             .push(&raw)
-            .map_err(|error| input.damaged(format!("frame {frames}: {error}")))?;
-        frames += 1;
-    }
-    input.trailer(frames)?;
+            .map_err(|error| input.damaged(format!("frame {number}: {error}")))
+    })?;
     let state = decoder
         .finish()
         .map_err(|error| input.damaged(error.to_string()))?;
@@ -160,6 +138,13 @@ pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State)
         return Err(input.damaged("the state has another revision base than the header".to_owned()));
     }
     Ok((header, state))
+}
+
+/// Checks that every byte of a snapshot is what was written, without making a state of it.
+pub(super) fn check(path: &Path, input: &mut impl Read) -> Result<(), SnapshotError> {
+    let mut input = Input::new(path, input);
+    input.header()?;
+    input.frames(|_, _, _, _| Ok(()))
 }
 
 fn header_checksum(version: u16, body: &[u8]) -> u32 {
@@ -194,7 +179,42 @@ struct Input<'a, R> {
     sum: crc32fast::Hasher,
 }
 
-impl<R: Read> Input<'_, R> {
+impl<'a, R: Read> Input<'a, R> {
+    fn new(path: &'a Path, inner: &'a mut R) -> Self {
+        Self {
+            path,
+            inner,
+            sum: crc32fast::Hasher::new(),
+        }
+    }
+
+    /// Reads all frames and the trailer; gives each frame's number, length and packed bytes.
+    fn frames(
+        &mut self,
+        mut take: impl FnMut(&Self, u64, usize, &[u8]) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let mut packed = Vec::new();
+        let mut frames: u64 = 0;
+        loop {
+            let raw_len = self.u32()?;
+            let packed_len = self.u32()?;
+            if raw_len == 0 && packed_len == 0 {
+                return self.trailer(frames);
+            }
+            if raw_len > MAX_FRAME || packed_len > MAX_FRAME {
+                return Err(self.damaged(format!("frame {frames} claims {packed_len} bytes")));
+            }
+            let checksum = self.u32()?;
+            packed.resize(packed_len as usize, 0);
+            self.fill(&mut packed)?;
+            if crc32fast::hash(&packed) != checksum {
+                return Err(self.damaged(format!("checksum mismatch in frame {frames}")));
+            }
+            take(self, frames, raw_len as usize, &packed)?;
+            frames += 1;
+        }
+    }
+
     fn header(&mut self) -> Result<Header, SnapshotError> {
         let mut magic = [0; MAGIC.len()];
         self.fill(&mut magic)?;

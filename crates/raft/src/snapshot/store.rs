@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use regent_state::State;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::file::PartFile;
 use super::{SnapshotError, SnapshotFile, format};
@@ -22,7 +22,7 @@ const DAMAGED: &str = "damaged";
 /// Extension of files that are being written or received.
 pub(super) const PART: &str = "part";
 /// Buffer of the sequential reader and writer: some frames.
-const BUFFER: usize = 1024 * 1024;
+pub(super) const BUFFER: usize = 1024 * 1024;
 
 /// The snapshot folder of a data folder.
 pub(super) fn folder(data: &Path) -> PathBuf {
@@ -127,6 +127,18 @@ impl SnapshotStore {
         self.current().clone()
     }
 
+    /// Sets the newest snapshot aside if it was found damaged when it was to be sent, and says whether it was. Another
+    /// one must be written then, or nobody who needs one gets any.
+    pub(crate) fn drop_spoiled(&self) -> Result<bool, SnapshotError> {
+        let spoiled = self.current().take_if(|(_, file)| file.is_spoiled());
+        let Some((_, file)) = spoiled else {
+            return Ok(false);
+        };
+        error!(path = %file.path().display(), "a snapshot is damaged, it is set aside and a new one is written");
+        self.set_aside(&[file.path().to_owned()])?;
+        Ok(true)
+    }
+
     /// Writes a snapshot of `state`; it is complete, named and durable on return.
     pub(crate) fn write(&self, state: &State, meta: &SnapshotMeta) -> Result<SnapshotFile, SnapshotError> {
         let number = self.0.parts.fetch_add(1, Ordering::Relaxed);
@@ -150,7 +162,7 @@ impl SnapshotStore {
         file: &SnapshotFile,
     ) -> Result<Restored, SnapshotError> {
         let path = file.path();
-        let (header, state) = load(path)?;
+        let (header, state) = file.content()?;
         let found = header.meta();
         if found != *meta {
             let what = format!("it covers {found}, but was announced to cover {meta}");
@@ -217,7 +229,8 @@ impl SnapshotStore {
     }
 }
 
-fn load(path: &Path) -> Result<(format::Header, State), SnapshotError> {
+/// Reads and checks a snapshot.
+pub(super) fn load(path: &Path) -> Result<(format::Header, State), SnapshotError> {
     let file = File::open(path).map_err(failed(path, "cannot open the snapshot"))?;
     format::read(path, &mut BufReader::with_capacity(BUFFER, file))
 }

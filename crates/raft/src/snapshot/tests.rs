@@ -100,7 +100,16 @@ fn every_cut_and_every_flipped_bit_is_refused() {
     store.write(&state(6, 40), &meta(6)).unwrap();
     let path = files(data.path(), "snapshot").remove(0);
     let whole = fs::read(&path).unwrap();
-    let check = |bytes: &[u8]| format::read(&path, &mut &bytes[..]).map(drop);
+    let check = |bytes: &[u8]| {
+        let read = format::read(&path, &mut &bytes[..]).map(drop);
+        // Before it is sent it is only checked.
+        assert_eq!(
+            format::check(&path, &mut &bytes[..]).is_err(),
+            read.is_err(),
+            "{read:?}"
+        );
+        read
+    };
     check(&whole).unwrap();
 
     for len in 0..whole.len() {
@@ -192,9 +201,8 @@ async fn a_received_snapshot_is_checked_before_it_counts() {
 
     let to = tempfile::tempdir().unwrap();
     let (receiver, _) = SnapshotStore::open(to.path(), None).unwrap();
-    receive(to.path(), &bytes[..bytes.len() - 3], &receiver, &meta(50))
-        .await
-        .unwrap_err();
+    let torn = receive(to.path(), &bytes[..bytes.len() - 3], &receiver, &meta(50)).await;
+    assert!(torn.unwrap_err().to_string().contains("it ends too early"));
     receive(to.path(), &bytes, &receiver, &meta(49))
         .await
         .unwrap_err();
@@ -217,10 +225,35 @@ async fn receive(
     bytes: &[u8],
     store: &SnapshotStore,
     meta: &SnapshotMeta,
-) -> Result<Restored, SnapshotError> {
+) -> io::Result<Restored> {
     let mut incoming = Incoming::create(data).await.unwrap();
     for chunk in bytes.chunks(1_000) {
         incoming.write(chunk).await.unwrap();
     }
-    store.install(meta, &incoming.finish().await.unwrap())
+    Ok(store.install(meta, &incoming.finish().await?)?)
+}
+
+/// A file that rots after it was written must not reach another node, which could not install it.
+#[tokio::test]
+async fn a_snapshot_that_rotted_is_not_sent_and_is_replaced() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let file = store.write(&state(50, 3_000), &meta(50)).unwrap();
+    file.open().await.unwrap();
+    assert!(!store.drop_spoiled().unwrap());
+
+    let path = files(data.path(), "snapshot").remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    let refused = file.open().await.unwrap_err().to_string();
+    assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+    assert!(store.drop_spoiled().unwrap());
+    assert!(store.newest().is_none());
+    assert_eq!(files(data.path(), "damaged").len(), 1);
+
+    let file = store.write(&state(50, 3_000), &meta(50)).unwrap();
+    file.open().await.unwrap();
+    assert!(!store.drop_spoiled().unwrap());
 }
