@@ -64,7 +64,7 @@ fn on_disk(store: LogStore, data: &Path) -> Result<Log, LogError> {
 pub(super) fn engine_on_disk(store: LogStore, data: &Path) -> Result<Arc<dyn Engine>, LogError> {
     for _ in 0..1_000 {
         match super::open(data, store) {
-            Err(LogError::Engine { source, .. }) if source.to_string().contains("could not acquire lock") => {
+            Err(LogError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
             done => return done,
@@ -493,16 +493,28 @@ async fn old_entries_are_read_from_the_engine_and_batches_are_capped() {
 
 #[tokio::test]
 async fn a_purge_past_the_end_moves_the_end() {
-    let disk = MemoryDisk::default();
-    let mut log = Log::open(disk.engine()).unwrap();
-    append(&mut log, (0..5).map(|i| entry(1, i, 5))).await.unwrap();
-    log.purge(id(3, 100)).await.unwrap();
-    append(&mut log, [entry(3, 101, 5)]).await.unwrap();
-    close(log).await;
-    disk.crash();
-    let mut log = Log::open(disk.engine()).unwrap();
-    assert_eq!(log.purged(), Some(id(3, 100)));
-    assert_eq!(indexes(&mut log).await, [101]);
+    let _alone = ONE_SLED.lock().await;
+    let data = STORES.map(|_| tempfile::tempdir().unwrap());
+    let memory = MemoryDisk::default();
+    let engines = || {
+        let disks = STORES.iter().zip(&data);
+        let disks = disks.map(|(store, data)| engine_on_disk(*store, data.path()).unwrap());
+        disks.chain([memory.engine()])
+    };
+    for engine in engines() {
+        let mut log = Log::open(engine).unwrap();
+        append(&mut log, (0..5).map(|i| entry(1, i, 5))).await.unwrap();
+        log.purge(id(3, 100)).await.unwrap();
+        append(&mut log, [entry(3, 101, 5)]).await.unwrap();
+        close(log).await;
+    }
+    memory.crash();
+    for engine in engines() {
+        let mut log = Log::open(engine).unwrap();
+        assert_eq!(log.purged(), Some(id(3, 100)));
+        assert_eq!(indexes(&mut log).await, [101]);
+        close(log).await;
+    }
 }
 
 fn copy_folder(from: &Path, to: &Path) {

@@ -156,13 +156,15 @@ impl SegmentsEngine {
         Ok(writer)
     }
 
-    /// The writer, in a segment that has room.
+    /// The writer, in a segment that has room. Every write begins here.
     fn room(&self) -> Result<MutexGuard<'_, Writer>, LogError> {
         let mut writer = self.writer()?;
-        // Only as the first thing after a sync: then all of the full segment is durable, and the new one
-        // makes nothing durable on its own.
-        let waits = writer.current.waits() || !writer.changed.is_empty();
-        if !waits && writer.current.position() >= self.geometry.segment {
+        if writer.current.position() >= self.geometry.segment {
+            // So all of the full segment is durable, and the new one makes nothing durable on its own.
+            assert!(
+                !writer.current.waits() && writer.changed.is_empty(),
+                "the first write after a sync finds a full segment"
+            );
             writer.failed = true;
             self.next_segment(&mut writer)?;
             writer.failed = false;
