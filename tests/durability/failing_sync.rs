@@ -14,10 +14,19 @@ const WRITES: usize = 20;
 
 #[tokio::test]
 async fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
+    disk_fails("sled").await;
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_fails_stops_and_the_others_go_on_with_segments() {
+    disk_fails("segments").await;
+}
+
+async fn disk_fails(store: &str) {
     if strace::is_missing() {
         return;
     }
-    let mut dev = Dev::start();
+    let mut dev = Dev::start_with(&["--log-store", store]);
     let ledger = Ledger::new(&dev);
     let load = ledger.load(&[0, 1, 2]);
     let leader = dev.leader().await;
@@ -29,7 +38,7 @@ async fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
         ledger.more(WRITES).await;
         let tracer = fail_calls(&dev, victim, calls);
         let said = ends(&dev, victim).await;
-        let place = dev.file.nodes[victim].data.join("log");
+        let place = &dev.file.nodes[victim].data;
         assert!(
             said.contains(place.to_str().unwrap()),
             "the place is named: {said}"
@@ -48,13 +57,22 @@ async fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
     same_digest_everywhere(&dev, &ledger).await;
 }
 
-/// Two of three are left, so each must have a write durable before it is acknowledged; and one of them cannot.
 #[tokio::test]
 async fn nothing_is_acknowledged_on_the_strength_of_a_sync_that_failed() {
+    sync_fails_without_a_spare("sled").await;
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_on_the_strength_of_a_sync_that_failed_with_segments() {
+    sync_fails_without_a_spare("segments").await;
+}
+
+/// Two of three are left, so each must have a write durable before it is acknowledged; and one of them cannot.
+async fn sync_fails_without_a_spare(store: &str) {
     if strace::is_missing() {
         return;
     }
-    let mut dev = Dev::start();
+    let mut dev = Dev::start_with(&["--log-store", store]);
     let ledger = Ledger::new(&dev);
     for leads in [false, true] {
         ledger.write_some(&[0, 1, 2], WRITES).await;

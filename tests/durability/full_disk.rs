@@ -24,6 +24,15 @@ const WRITES: usize = 20;
 
 #[tokio::test]
 async fn a_node_whose_disk_is_full_stops_and_comes_back_when_there_is_room() {
+    disk_is_full("sled").await;
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_is_full_stops_and_comes_back_when_there_is_room_with_segments() {
+    disk_is_full("segments").await;
+}
+
+async fn disk_is_full(store: &str) {
     let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
     let data = folder.path().join(format!("node-{}", SMALL + 1));
     let mount = Tmpfs::mount(&data, ROOM);
@@ -31,7 +40,7 @@ async fn a_node_whose_disk_is_full_stops_and_comes_back_when_there_is_room() {
         return;
     }
     let mount = mount.expect("it is there");
-    let mut dev = Dev::start_in(folder, &[]);
+    let mut dev = Dev::start_in(folder, &["--log-store", store]);
     let ledger = Ledger::new(&dev);
     ledger.write_some(&[0, 1, 2], WRITES).await;
 

@@ -202,7 +202,8 @@ impl Trace {
             let (name, rest) = rest
                 .split_once('(')
                 .unwrap_or_else(|| panic!("line {number} is a call: {line:.200}"));
-            let (args, end) = if let Some(args) = rest.strip_suffix("<unfinished ...>") {
+            let cut = ["<unfinished ...>", "<detached ...>"];
+            let (args, end) = if let Some(args) = cut.iter().find_map(|cut| rest.strip_suffix(cut)) {
                 (args, None)
             } else {
                 let (args, end) = rest

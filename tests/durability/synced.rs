@@ -30,10 +30,19 @@ struct Slow {
 
 #[tokio::test]
 async fn a_write_is_acknowledged_after_a_quorum_has_synced_it() {
+    acknowledged_after_sync("sled").await;
+}
+
+#[tokio::test]
+async fn a_write_is_acknowledged_after_a_quorum_has_synced_it_in_segments() {
+    acknowledged_after_sync("segments").await;
+}
+
+async fn acknowledged_after_sync(store: &str) {
     if strace::is_missing() {
         return;
     }
-    let dev = Dev::start();
+    let dev = Dev::start_with(&["--log-store", store]);
     let wish: CreateSession = serde_json::from_value(json!({
         "template": "sleep", "whenFull": "queue", "placement": { "region": "nowhere" }
     }))
@@ -116,7 +125,7 @@ fn check(dev: &Dev, traces: &[Trace], tag: &str, what: &str) {
     let synced: Vec<bool> = traces
         .iter()
         .zip(&dev.file.nodes)
-        .map(|(trace, node)| synced_before(trace, &node.data.join("log/db"), tag, answer.entered_at))
+        .map(|(trace, node)| synced_before(trace, &node.data, tag, answer.entered_at))
         .collect();
     let count = synced.iter().filter(|synced| **synced).count();
     assert!(
@@ -125,17 +134,23 @@ fn check(dev: &Dev, traces: &[Trace], tag: &str, what: &str) {
     );
 }
 
-/// Whether a sync of the file was begun after the tag was written to it, and was done at that time.
-fn synced_before(trace: &Trace, file: &Path, tag: &str, at: u64) -> bool {
+/// Whether a sync of the log's file was begun after the tag was written to it, and was done at that time.
+fn synced_before(trace: &Trace, data: &Path, tag: &str, at: u64) -> bool {
+    let of_the_log = |call: &&Call| {
+        ["log", "log-segments"]
+            .iter()
+            .any(|log| call.path.parent() == Some(&data.join(log)))
+    };
     let Some(written) = trace
         .calls
         .iter()
-        .find(|call| call.name == "pwrite64" && call.path == file && call.has(tag.as_bytes()))
+        .filter(of_the_log)
+        .find(|call| call.name == "pwrite64" && call.has(tag.as_bytes()))
     else {
         return false;
     };
     trace.calls.iter().any(|call| {
-        call.is_sync_of(file)
+        call.is_sync_of(&written.path)
             && written.left.is_some_and(|written| written < call.entered)
             && call.left_at.is_some_and(|left| left < at)
     })

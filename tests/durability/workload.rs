@@ -165,10 +165,13 @@ fn operations() -> Vec<Operation> {
             },
             5 if random.below(2) == 0 => Operation::Reopen,
             _ => {
-                let count = 1 + random.below(8);
+                // Now and then more than sled's segments hold before it is synced, when there is time for it.
+                let large = rounds() > 1 && random.below(40) == 0;
+                let count = 1 + random.below(if large { 60 } else { 8 });
                 let lengths = (0..count)
                     .map(|_| {
                         let (at_least, more) = match random.below(30) {
+                            _ if large => (20_000, 20_000),
                             0 => (20_000, 1_000),
                             1 | 2 => (3_000, 6_000),
                             _ => (0, 400),
