@@ -122,7 +122,7 @@ async fn a_snapshot_that_is_damaged_at_the_leader_is_not_installed_and_a_new_one
 }
 
 #[tokio::test]
-async fn a_node_without_any_good_snapshot_and_without_the_log_before_it_is_refused() {
+async fn a_node_without_any_good_snapshot_is_refused_and_takes_one_of_another_node() {
     let mut cluster = Cluster::start(SnapshotPolicy { every: 30, keep: 5 }).await;
     let leader = cluster.leader().await;
     let victim = cluster.other_than(&[leader]);
@@ -146,6 +146,22 @@ async fn a_node_without_any_good_snapshot_and_without_the_log_before_it_is_refus
         assert!(snapshot.exists(), "a refused start changes nothing");
     }
     cluster.write(10).await;
+
+    // The way back that it names.
+    let whole = cluster.snapshots(leader).pop().expect("there is one");
+    let taken = cluster
+        .data(victim)
+        .join("snapshots")
+        .join(whole.file_name().unwrap());
+    assert!(
+        log.contains(taken.parent().unwrap().to_str().unwrap()),
+        "the folder is named: {log}"
+    );
+    fs::copy(&whole, &taken).unwrap();
+    cluster.spawn(victim);
+    cluster.same_state().await;
+    cluster.write(10).await;
+    cluster.same_state().await;
 }
 
 fn spoil(file: &Path, damage: Damage) {

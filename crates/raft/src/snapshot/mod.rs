@@ -40,14 +40,18 @@ pub enum SnapshotError {
     /// The log begins later than any snapshot that can be read ends.
     #[error(
         "the log begins after index {purged}, but {found}; \
+         copy the newest *.snapshot of another node into {} and start again; if there is none, \
          move the data folder away and let this machine rejoin as a learner under a new node id \
-         (never start it empty under the old id: it could vote a second time)"
+         (never start it empty under the old id: it could vote a second time)",
+        folder.display()
     )]
     Unreachable {
         /// Index of the last purged entry.
         purged: u64,
         /// What there is instead of a snapshot that covers it.
         found: String,
+        /// Where snapshots are kept.
+        folder: PathBuf,
     },
     /// A file or folder failed.
     #[error("{}: {what}", path.display())]

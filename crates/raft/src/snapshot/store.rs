@@ -108,6 +108,7 @@ impl SnapshotStore {
                 Err(SnapshotError::Unreachable {
                     purged: purged.index,
                     found,
+                    folder: store.0.folder.clone(),
                 })
             }
         }
