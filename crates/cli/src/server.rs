@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use regent_server::{Options, Server};
 use regent_types::NodeId;
 use regent_types::duration::Span;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ServerConfig, UsageError, required, secret_file};
@@ -25,6 +26,7 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
     let options = options(&config)?;
     let node = options.node;
+    raise_open_files();
     let server = tokio::select! {
         server = Server::start(options) => server.with_context(|| format!("node {node} cannot start"))?,
         () = signals.end() => return Ok(ExitCode::SUCCESS),
@@ -40,6 +42,21 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     match failure {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => Err(anyhow::anyhow!("node {node} stopped: {reason}")),
+    }
+}
+
+/// A node holds a file for each of up to 30,000 connections and 10,000 agents; many systems allow 1,024 unless
+/// asked. More than the system's own limit is not to be had, and that is for whoever runs it to raise.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, wanted)
+    {
+        tracing::warn!(%error, "the limit of open files stays as low as it is");
     }
 }
 

@@ -92,7 +92,7 @@ impl fmt::Display for Member {
 /// The timeouts of consensus.
 ///
 /// A leader is replaced `election_max` (its lease) plus between `election_min` and `election_max`
-/// after its last sign of life, and one round of votes: 0.9 to 1.2 s with the defaults.
+/// after its last sign of life, and one round of votes: 0.5 to 0.75 s with the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Interval of the leader's heartbeats.
@@ -108,9 +108,11 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(300),
-            election_max: Duration::from_millis(600),
+            // Five heartbeats may be late before anybody doubts the leader. Who doubts it alone does no harm:
+            // with pre-vote a node changes the term only after a majority has missed the leader too.
+            heartbeat: Duration::from_millis(75),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(375),
             // openraft's 200 ms would never let a snapshot of some hundred megabytes arrive.
             snapshot_timeout: Duration::from_mins(5),
         }

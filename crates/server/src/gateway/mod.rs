@@ -29,6 +29,10 @@ use crate::http::caller::Identity as Caller;
 use crate::http::problem::Failure;
 use crate::service::Service;
 
+/// Bytes of a connection's read buffer; a frame that is larger makes it grow. There are thousands of
+/// connections, and frames are some hundred bytes.
+const READ_BUFFER: usize = 4 << 10;
+
 /// The query of `GET /api/v1/agents/connect`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ConnectQuery {
@@ -69,6 +73,7 @@ pub(crate) async fn connect(
         stale_ms: service.options().stale_ms(),
     };
     let response = upgrade
+        .read_buffer_size(READ_BUFFER)
         .max_message_size(MAX_FRAME)
         .max_frame_size(MAX_FRAME)
         .on_upgrade(move |socket| socket::run(service, socket, identity, seat));
