@@ -91,6 +91,7 @@ fn parse(stat: &str) -> Option<i32> {
 mod tests {
     use std::os::unix::process::CommandExt as _;
     use std::process::Command;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -112,7 +113,12 @@ mod tests {
         let group = Group::of(leader.id().try_into().unwrap()).unwrap();
         leader.wait().unwrap();
         assert!(group.is_alive().unwrap(), "its child is left");
-        assert_eq!(groups_with(&["REGENT_TEST_GROUP=this one".to_owned()]), [group]);
+        // In the moment of its exec a process shows no environment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while groups_with(&["REGENT_TEST_GROUP=this one".to_owned()]) != [group] {
+            assert!(Instant::now() < deadline, "the group is not found");
+            std::thread::yield_now();
+        }
         assert_eq!(groups_with(&["REGENT_TEST_GROUP=this".to_owned()]), []);
         group.signal(Signal::KILL).unwrap();
         while group.is_alive().unwrap() {
