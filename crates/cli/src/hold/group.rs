@@ -104,10 +104,12 @@ mod tests {
 
     #[test]
     fn a_group_is_alive_until_the_last_of_it_has_ended() {
+        // What an earlier run left behind is not meant.
+        let this_one = format!("this one of {}", std::process::id());
         let mut leader = Command::new("sh")
-            .args(["-c", "sleep 600 & exit 0"])
+            .args(["-c", "sleep 60 & exit 0"])
             .process_group(0)
-            .env("REGENT_TEST_GROUP", "this one")
+            .env("REGENT_TEST_GROUP", &this_one)
             .spawn()
             .unwrap();
         let group = Group::of(leader.id().try_into().unwrap()).unwrap();
@@ -115,7 +117,7 @@ mod tests {
         assert!(group.is_alive().unwrap(), "its child is left");
         // In the moment of its exec a process shows no environment.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while groups_with(&["REGENT_TEST_GROUP=this one".to_owned()]) != [group] {
+        while groups_with(&[format!("REGENT_TEST_GROUP={this_one}")]) != [group] {
             assert!(Instant::now() < deadline, "the group is not found");
             std::thread::yield_now();
         }
