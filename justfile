@@ -17,6 +17,10 @@ elections ROUNDS="20":
 bench-etcd *ARGS:
     cargo run --release --locked --manifest-path benches/load/Cargo.toml -- {{ARGS}}
 
+# What single steps of a write cost: apply, encode and decode, the log stores.
+bench-micro *ARGS:
+    cargo bench --locked -p regent-micro {{ARGS}}
+
 # A cluster to play with: three nodes and an agent.
 dev *ARGS:
     cargo run --release -- dev {{ARGS}}

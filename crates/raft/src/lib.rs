@@ -21,6 +21,7 @@ mod digest;
 mod error;
 mod folder;
 mod forming;
+mod gather;
 mod identity;
 mod log;
 mod machine;

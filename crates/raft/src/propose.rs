@@ -2,7 +2,7 @@
 //!
 //! A proposal waits in one of two queues: `local` on the leader, `forward` elsewhere. Whatever waits in a
 //! queue together travels together: one call into openraft, or one frame to the leader. There is no
-//! delay to gather more; batches form by themselves while the last one is under way.
+//! delay to gather more; batches form by themselves from what arrives in one turn of the runtime.
 //!
 //! Whether a write may have happened is decided at three places, all here: openraft's `ForwardToLeader`
 //! and every refusal before it mean that it was never appended; a frame that was not sent was never
@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::{MAX_PROPOSAL, Proposal};
 use crate::error::ProposeError;
+use crate::gather::gather;
 use crate::node::{Proposed, Shared};
 use crate::transport::channel::Failure;
 use crate::transport::wire::{ProposeReply, Request as PeerRequest, Response};
@@ -238,7 +239,7 @@ pub(crate) async fn run(shared: Arc<Shared>, ends: QueueEnds) {
 /// Stamps what waits and hands it to openraft in one call.
 async fn run_local(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
-    while queue.recv_many(&mut batch, MAX_BATCH).await > 0 {
+    while gather(&mut queue, &mut batch, MAX_BATCH).await > 0 {
         // Nobody waits for these any more: not appending them is the better answer.
         batch.retain(|pending| !pending.reply.is_closed() && pending.deadline > Instant::now());
         if batch.is_empty() {
@@ -298,7 +299,7 @@ async fn run_forward(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        if waiting.is_empty() && queue.recv_many(&mut waiting, MAX_BATCH).await == 0 {
+        if waiting.is_empty() && gather(&mut queue, &mut waiting, MAX_BATCH).await == 0 {
             return;
         }
         waiting.retain(|pending: &Pending| !pending.reply.is_closed() && pending.deadline > Instant::now());

@@ -82,6 +82,7 @@ impl Log {
             last: known.last,
             purged: known.purged,
             vote: known.vote,
+            committed: known.committed,
         };
         let shared = Arc::new(Shared {
             engine,
@@ -261,6 +262,11 @@ impl Shared {
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing under the lock can stop half-way but by an assertion, and then the node is going down.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What openraft last said is committed.
+    pub(super) fn committed(&self) -> Option<LogId> {
+        self.known().committed
     }
 
     /// Err once the log has failed.
@@ -456,7 +462,7 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         self.shared.known().committed = committed;
-        Ok(self.send(Work::Committed(committed)).await?)
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {

@@ -80,13 +80,7 @@ impl Workbench {
     pub async fn append(&mut self, term: u64, first: u64, bodies: Vec<Vec<u8>>) -> io::Result<()> {
         let entries: Vec<Entry> = (first..)
             .zip(bodies)
-            .map(|(index, body)| Entry {
-                log_id: log_id(term, index),
-                payload: Payload::Normal(Proposal {
-                    at: index,
-                    body: Bytes::from(body),
-                }),
-            })
+            .map(|(index, body)| entry(term, index, body.into()))
             .collect();
         let (sender, flushed) = TypeConfig::oneshot();
         self.log.append(entries, IOFlushed::signal(sender)).await?;
@@ -184,6 +178,33 @@ pub async fn look(data: &Path) -> Result<Held, StartError> {
     held.snapshot = newest.map(|id| id.index);
     bench.close().await;
     Ok(held)
+}
+
+/// An entry as the log stores it.
+#[must_use]
+pub fn encode_record(term: u64, index: u64, body: Bytes) -> Vec<u8> {
+    record::encode_entry(&entry(term, index, body))
+}
+
+/// Reads what [`encode_record`] made, and checks it.
+///
+/// # Errors
+/// It is damaged, or of another index.
+pub fn decode_record(index: u64, bytes: &[u8]) -> io::Result<Bytes> {
+    match record::decode_entry(index, bytes)
+        .map_err(io::Error::other)?
+        .payload
+    {
+        Payload::Normal(proposal) => Ok(proposal.body),
+        Payload::Blank | Payload::Membership(_) => Ok(Bytes::new()),
+    }
+}
+
+fn entry(term: u64, index: u64, body: Bytes) -> Entry {
+    Entry {
+        log_id: log_id(term, index),
+        payload: Payload::Normal(Proposal { at: index, body }),
+    }
 }
 
 fn log_id(term: u64, index: u64) -> LogId {

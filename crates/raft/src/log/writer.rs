@@ -47,8 +47,6 @@ pub(super) enum Work {
     Truncate { last: Option<LogId>, answer: Answer },
     /// Forget the entries up to this one. Nobody waits.
     Purge(LogId),
-    /// Note what is committed. Nobody waits.
-    Committed(Option<LogId>),
     /// Store a metadata value under its full name.
     Metadata {
         name: String,
@@ -72,6 +70,8 @@ pub(super) struct Position {
     pub(super) purged: Option<LogId>,
     /// The vote.
     pub(super) vote: Option<Vote>,
+    /// What was last noted as committed.
+    pub(super) committed: Option<LogId>,
 }
 
 impl Position {
@@ -120,6 +120,12 @@ pub(super) fn run(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Work>, mut pos
             purging = purge_step(shared, first);
         }
     }
+    // Nobody waits for it: it goes with what is synced when the engine is closed.
+    if shared.check().is_ok()
+        && let Err(cause) = note_committed(shared, &mut position)
+    {
+        shared.poison(&cause);
+    }
     info!("the raft log is closed");
 }
 
@@ -140,7 +146,7 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
         outcome = run.store(shared);
     }
     if outcome.is_ok() && must_sync {
-        outcome = shared.engine.sync(&position.promise());
+        outcome = note_committed(shared, position).and_then(|()| shared.engine.sync(&position.promise()));
     }
     match outcome {
         Ok(()) => {
@@ -156,6 +162,19 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
             }
         }
     }
+}
+
+/// Stores what is committed, if that is news. It only says how far a restarted node may apply before it has heard of
+/// a leader, so it travels with the next sync that is made anyway.
+fn note_committed(shared: &Shared, position: &mut Position) -> Result<(), LogError> {
+    let committed = shared.committed();
+    // It may be of entries that are still in the queue.
+    if committed == position.committed || committed > position.last {
+        return Ok(());
+    }
+    shared.engine.put(COMMITTED, &record::encode_value(&committed))?;
+    position.committed = committed;
+    Ok(())
 }
 
 /// Entries of consecutive appends, for the engine to take together.
@@ -220,7 +239,6 @@ fn write_one(shared: &Shared, position: &mut Position, run: &mut Run, work: &Wor
             position.last = position.last.max(Some(*upto));
             Ok(())
         }
-        Work::Committed(committed) => engine.put(COMMITTED, &record::encode_value(committed)),
         Work::Metadata { name, value, .. } => engine.put(name, value),
     }
 }
@@ -244,7 +262,7 @@ impl Work {
     fn waits(&self) -> bool {
         match self {
             Self::Append { .. } | Self::Vote { .. } | Self::Truncate { .. } | Self::Metadata { .. } => true,
-            Self::Purge(_) | Self::Committed(_) => false,
+            Self::Purge(_) => false,
         }
     }
 
@@ -254,7 +272,7 @@ impl Work {
             Self::Vote { answer, .. } | Self::Truncate { answer, .. } | Self::Metadata { answer, .. } => {
                 Some(Done::Answer(answer))
             }
-            Self::Purge(_) | Self::Committed(_) => None,
+            Self::Purge(_) => None,
         }
     }
 }

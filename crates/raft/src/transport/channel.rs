@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{Connection, LinkError};
 use super::handshake::dial;
 use super::wire::{Purpose, Request, Response, decode, encode};
+use crate::gather::gather;
 use crate::identity::{Identity, Refusal};
 
 /// Requests that may wait for the connection's task; more are refused with `NotSent`.
@@ -317,7 +318,7 @@ where
     W: futures::Sink<Bytes, Error = std::io::Error> + Unpin,
 {
     let mut batch = Vec::with_capacity(WRITE_BATCH);
-    while frames.recv_many(&mut batch, WRITE_BATCH).await > 0 {
+    while gather(&mut frames, &mut batch, WRITE_BATCH).await > 0 {
         let written = timeout(WRITE_STALL, async {
             for frame in batch.drain(..) {
                 writer.feed(frame).await?;

@@ -17,7 +17,7 @@ use super::{Geometry, LogError};
 /// What the buffer may keep of its memory after an unusually large sync.
 const BUFFER_KEPT: usize = 1024 * 1024;
 /// Zeros are written by this much.
-static ZEROS: [u8; PAGE] = [0; PAGE];
+static ZEROS: [u8; 16 * PAGE] = [0; 16 * PAGE];
 
 /// A segment file. Who reads from it holds it, so that it is not written over meanwhile.
 #[derive(Debug)]
