@@ -133,7 +133,12 @@ impl Shared {
             let view = *leadership.borrow_and_update();
             let queue = match view.leader {
                 Some(leader) if leader == self.node => view.mine.map(|_| &self.proposals.local),
-                Some(_) => Some(&self.proposals.forward),
+                // One that missed two heartbeats may be lost, and what is sent to it with it: better to wait until it
+                // is heard or another is elected.
+                Some(leader) => {
+                    let silent = self.peers.is_silent(leader, 2 * self.timing.heartbeat);
+                    (!silent).then_some(&self.proposals.forward)
+                }
                 None => None,
             };
             if let Some(queue) = queue {

@@ -286,6 +286,25 @@ async fn the_leadership_can_be_handed_over() -> Test {
     Ok(())
 }
 
+/// What is sent to a leader that is gone is lost with it: nobody knows then whether it happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_is_kept_while_the_leader_is_silent() -> Test {
+    let cluster = Cluster::start().await;
+    cluster.connected().await;
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    let follower = cluster.follower().await;
+    cluster.isolate([leader]);
+    until("the leader is missed", || {
+        let status = cluster.nodes[&follower].status();
+        let member = status.members.iter().find(|member| member.id == NodeId(leader))?;
+        member.lag_ms.filter(|lag| *lag > 160)
+    })
+    .await;
+    cluster.write(follower, "kept").await?.applied.unwrap();
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_call_each_other() -> Test {
     let cluster = Cluster::start().await;

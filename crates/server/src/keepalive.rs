@@ -2,7 +2,7 @@
 //!
 //! Keepalives are not logged: ten thousand agents would otherwise write ten thousand entries per
 //! heartbeat. The node that holds a connection, or took a REST call, gathers what arrives and sends one
-//! batch per tick; what the leader must do before it answers stands in `leader`. A renewal may be sent
+//! batch per tick, the first at once; what the leader must do before it answers stands in `leader`. A renewal may be sent
 //! again to the next leader until its own deadline: it counts from when the holder sent it, so a late
 //! acknowledgement only gives the holder less.
 //!
@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 use crate::leader::{Answer, Ask, Leader};
 use crate::service::ServiceError;
 
-/// How long renewals are gathered while an earlier batch is under way. Far below the shortest interval
-/// of keepalives (a fifth of the shortest TTL).
-const TICK: Duration = Duration::from_millis(20);
+/// Time from the beginning of one batch to that of the next, so that thousands of holders cost the leader and
+/// its quorum a hundred rounds a second and not thousands. Far below the shortest interval of keepalives (a
+/// fifth of the shortest TTL).
+const TICK: Duration = Duration::from_millis(10);
 /// Renewals in one batch, so that a batch stays far below the largest peer frame.
 const MAX_BATCH: usize = 2_048;
 /// Batches under way at once; a slow round must not hold up those that can finish.
@@ -137,18 +138,18 @@ impl Handle {
 
 async fn gather(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Renewal>, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+    let mut next = Instant::now();
     loop {
         let first = tokio::select! {
             () = stop.cancelled() => return,
             first = waiting.recv() => match first { Some(first) => first, None => return },
         };
-        // At once when nothing is under way; otherwise let more gather.
-        if slots.available_permits() < MAX_IN_FLIGHT {
-            tokio::time::sleep(TICK).await;
-        }
+        // At once when nothing was sent lately; otherwise let more gather.
+        tokio::time::sleep_until(next).await;
         let Ok(slot) = slots.clone().acquire_owned().await else {
             return;
         };
+        next = Instant::now() + TICK;
         let mut batch = vec![first];
         while batch.len() < MAX_BATCH
             && let Ok(more) = waiting.try_recv()

@@ -137,6 +137,12 @@ impl Peers {
         id == self.me || self.get(id).is_some_and(|peer| peer.is_alive(self.patience))
     }
 
+    /// Whether `id` was not heard for so long, or never.
+    pub(crate) fn is_silent(&self, id: NodeId, lately: Duration) -> bool {
+        let silence = self.get(id).and_then(|peer| peer.silence());
+        silence.is_none_or(|silence| silence > lately)
+    }
+
     /// The reachable members, this node included, by id.
     pub(crate) fn reachable(&self) -> Vec<NodeId> {
         let mut nodes: Vec<NodeId> = self
