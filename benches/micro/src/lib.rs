@@ -9,8 +9,8 @@ use regent_state::record::Placement;
 use regent_state::{Caller, Leadership, Meta, Operation, Outcome, Request, State};
 use regent_types::{ClusterId, CommandId, NodeId, Revision, SessionName, TemplateName, TokenId, UserName};
 
-/// Sessions that there are.
-pub const SESSIONS: usize = 10_000;
+/// Sessions that there are; fewer than may wait, so that there is room for one more.
+pub const SESSIONS: usize = 9_000;
 
 /// A state and the position of its last operation.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct World {
 
 impl World {
     /// With all sessions.
-    pub fn new() -> Self {
+    pub fn filled() -> Self {
         let mut world = Self {
             state: State::new(),
             revision: 0,
