@@ -1,11 +1,12 @@
 //! What holds of every state, checked from scratch: for tests, and for a node that doubts its own state.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use regent_types::{AgentId, UserName};
 
-use crate::record::{Keeping, Session, Usage};
-use crate::state::State;
+use crate::record::{Command, CommandState, Keeping, Session, Usage};
+use crate::state::{MAX_DELIVERABLE, State};
 
 impl State {
     /// Checks that all that is derived (indexes, usage of agents and users) agrees with the records,
@@ -146,6 +147,39 @@ impl State {
                     command.id, command.agent
                 ));
             }
+        }
+        self.agents
+            .keys()
+            .try_for_each(|agent| self.check_delivery(agent))
+    }
+
+    /// What the indexes give for an agent is what its queue has.
+    fn check_delivery(&self, agent: &AgentId) -> Result<(), String> {
+        let is_head = |command: &&Arc<Command>| {
+            let first = self.head_of_line(agent, command.session.as_ref());
+            first.is_some_and(|first| first.id == command.id)
+        };
+        let heads: Vec<_> = self.queue(agent).filter(is_head).collect();
+        let wakeup = heads.iter().filter_map(|command| command.backoff());
+        let wakeup = wakeup.filter(|at| *at > self.now).min();
+        if wakeup != self.next_wakeup(agent) {
+            return Err(format!("agent {agent} is next woken at {wakeup:?} by its queue"));
+        }
+        let Some(leading) = self.agent(agent).and_then(|agent| agent.leading()) else {
+            return Ok(());
+        };
+        let is_due = |command: &&&Arc<Command>| match (command.backoff(), &command.state) {
+            (Some(not_before), _) => not_before <= self.now,
+            (None, CommandState::Sent { epoch, .. } | CommandState::Acknowledged { epoch, .. }) => {
+                *epoch != leading.epoch
+            }
+            (None, _) => false,
+        };
+        let due: Vec<_> = heads.iter().filter(is_due).map(|command| &command.id).collect();
+        let given = self.deliverable(agent, self.now);
+        let given: Vec<_> = given.iter().map(|command| &command.id).collect();
+        if due.len() <= MAX_DELIVERABLE && due != given {
+            return Err(format!("agent {agent} is given {given:?} and not {due:?}"));
         }
         Ok(())
     }

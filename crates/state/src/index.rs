@@ -36,6 +36,12 @@ pub(crate) struct Indexes {
     /// Open ones.
     pub(crate) lines: OrdMap<Line, OrdMap<Seq, CommandId>>,
     pub(crate) by_session: OrdMap<SessionName, OrdMap<Seq, CommandId>>,
+    /// Open ones that no connection has in hand.
+    pub(crate) unsent: OrdMap<AgentId, OrdMap<Seq, CommandId>>,
+    /// Those of them that wait longer than since they were queued.
+    pub(crate) backoffs: OrdMap<AgentId, OrdSet<(u64, CommandId)>>,
+    /// Open ones that a connection has in hand, by connection.
+    pub(crate) in_hand: OrdMap<AgentId, OrdMap<(Epoch, Seq), CommandId>>,
     /// When open commands expire.
     pub(crate) expiries: OrdSet<(u64, CommandId)>,
     /// When an agent's answer is overdue. By agent, since it counts only while the agent is there:
@@ -144,6 +150,24 @@ impl Indexes {
             .entry(line(command))
             .or_default()
             .insert(command.seq, id.clone());
+        if command.backoff().is_some() {
+            self.unsent
+                .entry(command.agent.clone())
+                .or_default()
+                .insert(command.seq, id.clone());
+        }
+        if let Some(at) = waits_until(command) {
+            self.backoffs
+                .entry(command.agent.clone())
+                .or_default()
+                .insert((at, id.clone()));
+        }
+        if let Some(epoch) = in_hand_of(command) {
+            self.in_hand
+                .entry(command.agent.clone())
+                .or_default()
+                .insert((epoch, command.seq), id.clone());
+        }
         if let Some(at) = expiry(command) {
             self.expiries.insert((at, id.clone()));
         }
@@ -158,14 +182,23 @@ impl Indexes {
     pub(crate) fn remove_command(&mut self, command: &Command) {
         let id = &command.id;
         if let Some(session) = &command.session {
-            drop_from_map(&mut self.by_session, session, command.seq);
+            drop_from_map(&mut self.by_session, session, &command.seq);
         }
         if let Some(at) = command.state.ended_at() {
             self.ended_commands.remove(&(at, id.clone()));
             return;
         }
-        drop_from_map(&mut self.queue, &command.agent, command.seq);
-        drop_from_map(&mut self.lines, &line(command), command.seq);
+        drop_from_map(&mut self.queue, &command.agent, &command.seq);
+        drop_from_map(&mut self.lines, &line(command), &command.seq);
+        if command.backoff().is_some() {
+            drop_from_map(&mut self.unsent, &command.agent, &command.seq);
+        }
+        if let Some(at) = waits_until(command) {
+            drop_from_set(&mut self.backoffs, &command.agent, &(at, id.clone()));
+        }
+        if let Some(epoch) = in_hand_of(command) {
+            drop_from_map(&mut self.in_hand, &command.agent, &(epoch, command.seq));
+        }
         if let Some(at) = expiry(command) {
             self.expiries.remove(&(at, id.clone()));
         }
@@ -231,6 +264,25 @@ fn line(command: &Command) -> Line {
     (command.agent.clone(), command.session.clone())
 }
 
+/// Until when a command waits that was not queued just now.
+fn waits_until(command: &Command) -> Option<u64> {
+    command.backoff().filter(|at| *at > command.created_at)
+}
+
+/// The connection that has an open command in hand.
+fn in_hand_of(command: &Command) -> Option<Epoch> {
+    match &command.state {
+        CommandState::Sent { epoch, .. } if *epoch != Epoch(0) => Some(*epoch),
+        CommandState::Acknowledged { epoch, .. } => Some(*epoch),
+        CommandState::Pending { .. }
+        | CommandState::Sent { .. }
+        | CommandState::Completed { .. }
+        | CommandState::Failed { .. }
+        | CommandState::Cancelled { .. }
+        | CommandState::Expired { .. } => None,
+    }
+}
+
 /// When a command expires: one that is acknowledged does not any more.
 fn expiry(command: &Command) -> Option<u64> {
     match &command.state {
@@ -266,9 +318,13 @@ fn drop_from_set<K: Ord + Clone, V: Ord + Clone>(index: &mut OrdMap<K, OrdSet<V>
     }
 }
 
-fn drop_from_map<K: Ord + Clone>(index: &mut OrdMap<K, OrdMap<Seq, CommandId>>, key: &K, seq: Seq) {
+fn drop_from_map<K: Ord + Clone, P: Ord + Clone>(
+    index: &mut OrdMap<K, OrdMap<P, CommandId>>,
+    key: &K,
+    place: &P,
+) {
     if let Some(map) = index.get_mut(key) {
-        map.remove(&seq);
+        map.remove(place);
         if map.is_empty() {
             index.remove(key);
         }

@@ -10,8 +10,8 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, CandidateId, ClusterId, CommandId, LeaseName, Principal, Revision, SessionName, TemplateName,
-    TokenId, UserName,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, Principal, Revision, SessionName,
+    TemplateName, TokenId, UserName,
 };
 
 use crate::digest::Contribution;
@@ -19,9 +19,7 @@ use crate::event::EventId;
 use crate::events::Events;
 use crate::index::Indexes;
 use crate::outcome::Applied;
-use crate::record::{
-    Agent, ApiToken, Candidate, Command, CommandState, Lease, Role, Session, Subject, Template, User,
-};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Role, Session, Subject, Template, User};
 
 /// How many commands [`State::deliverable`] gives at a time: one round of sending for one agent.
 pub const MAX_DELIVERABLE: usize = 64;
@@ -222,43 +220,44 @@ impl State {
 
     /// What should be sent to an agent now on its leading connection, in queue order: the head of
     /// each line that is due, or that was handed to an earlier connection. At most
-    /// [`MAX_DELIVERABLE`]; nothing while no connection leads. Costs the agent's open commands.
+    /// [`MAX_DELIVERABLE`]; nothing while no connection leads. Costs what it gives, not the agent's open commands.
     pub fn deliverable(&self, agent: &AgentId, now: u64) -> Vec<Arc<Command>> {
         let Some(leading) = self.agent(agent).and_then(|a| a.leading()) else {
             return Vec::new();
         };
-        let epoch = leading.epoch;
-        self.heads(agent)
-            .filter(|command| match (command.backoff(), &command.state) {
-                (Some(not_before), _) => not_before <= now,
-                (
-                    None,
-                    CommandState::Sent { epoch: sent, .. } | CommandState::Acknowledged { epoch: sent, .. },
-                ) => *sent != epoch,
-                (None, _) => false,
-            })
-            .take(MAX_DELIVERABLE)
-            .cloned()
-            .collect()
+        let due = self.index.unsent.get(agent).into_iter();
+        let due = due.flat_map(OrdMap::values).filter_map(|id| self.head(id));
+        let due = due.filter(|command| command.backoff().is_some_and(|not_before| not_before <= now));
+        let mut found: Vec<_> = due.take(MAX_DELIVERABLE).cloned().collect();
+        let (before, after) = (
+            ..(leading.epoch, (Revision(0), 0)),
+            (Epoch(leading.epoch.0.saturating_add(1)), (Revision(0), 0))..,
+        );
+        if let Some(in_hand) = self.index.in_hand.get(agent) {
+            let lost = in_hand.range(before).chain(in_hand.range(after));
+            let lost = lost.filter_map(|(_, id)| self.head(id));
+            found.extend(lost.take(MAX_DELIVERABLE).cloned());
+        }
+        found.sort_unstable_by_key(|command| command.seq);
+        found.truncate(MAX_DELIVERABLE);
+        found
     }
 
     /// When the next of an agent's commands that now wait for their backoff is due.
     pub fn next_wakeup(&self, agent: &AgentId) -> Option<u64> {
-        self.heads(agent)
-            .filter_map(|command| command.backoff())
-            .filter(|at| *at > self.now)
-            .min()
+        let backoffs = self.index.backoffs.get(agent)?;
+        let later = backoffs.iter().filter(|(at, _)| *at > self.now);
+        later
+            .filter(|(_, id)| self.head(id).is_some())
+            .map(|(at, _)| *at)
+            .next()
     }
 
-    fn heads(&self, agent: &AgentId) -> impl Iterator<Item = &Arc<Command>> {
-        self.queue(agent).filter(|command| {
-            let line = (command.agent.clone(), command.session.clone());
-            self.index
-                .lines
-                .get(&line)
-                .and_then(OrdMap::get_min)
-                .is_some_and(|(seq, _)| *seq == command.seq)
-        })
+    /// The command, if it is the first open one of its line.
+    fn head(&self, id: &CommandId) -> Option<&Arc<Command>> {
+        let command = self.commands.get(id)?;
+        let first = self.head_of_line(&command.agent, command.session.as_ref())?;
+        (first.id == command.id).then_some(command)
     }
 
     /// A lease that is held.
