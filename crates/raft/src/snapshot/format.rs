@@ -5,15 +5,15 @@
 //! version    u16
 //! length     u32       of the header's body
 //! checksum   u32       crc32 of version, length and body
-//! body       bincode   revision base, last log id, membership, content digest
+//! body       bincode   revision base, last log id, membership (version 1: and the content digest)
 //! frame*     raw length u32, packed length u32, crc32 of the packed bytes u32, packed bytes (zstd)
 //! trailer    a frame header of zero lengths, whose checksum is the crc32 of the whole file before it,
 //!            and the number of frames, u64
 //! ```
 //!
 //! Integers are little-endian. Every byte is under a checksum, and the trailer says that nothing is missing.
-//! At most one frame is in memory on either side. After reading, the state's content digest is computed
-//! again and must be the header's: the checksums guard the file, the digest guards the meaning.
+//! At most one frame is in memory on either side. The frames end with the state's content digest, which is
+//! computed again from what was read ([`StateDecoder`]): the checksums guard the file, the digest guards the meaning.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -26,7 +26,9 @@ use crate::codec;
 use crate::config::{LogId, SnapshotMeta, StoredMembership};
 
 /// Version of this format. A new layout takes the next number; the old one stays readable.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
+/// The first layout, still read.
+const VERSION_1: u16 = 1;
 
 const MAGIC: &[u8; 8] = b"RGNTSNAP";
 /// Largest body of the header: a membership of thousands of nodes is below it. Guards the reader.
@@ -45,8 +47,14 @@ pub(super) struct Header {
     pub(super) last: Option<LogId>,
     /// The last membership that the state contains.
     pub(super) membership: StoredMembership,
-    /// `State::content_digest` of the state.
-    pub(super) content_digest: u64,
+}
+
+/// The header of version 1. Its digest took encoding the whole state once more, before the frames, which end with it.
+#[derive(Deserialize)]
+struct HeaderV1 {
+    header: Header,
+    #[expect(dead_code)]
+    content_digest: u64,
 }
 
 impl Header {
@@ -65,7 +73,6 @@ pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> i
         revision_base: state.revision_base(),
         last: meta.last_log_id,
         membership: meta.last_membership.clone(),
-        content_digest: state.content_digest(),
     };
     let mut output = Summing {
         inner: output,
@@ -127,13 +134,6 @@ pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State)
     let state = decoder
         .finish()
         .map_err(|error| input.damaged(error.to_string()))?;
-    let digest = state.content_digest();
-    if digest != header.content_digest {
-        let expected = header.content_digest;
-        return Err(input.damaged(format!(
-            "the content's digest is {digest:016x}, not {expected:016x}"
-        )));
-    }
     if state.revision_base() != header.revision_base {
         return Err(input.damaged("the state has another revision base than the header".to_owned()));
     }
@@ -226,7 +226,7 @@ impl<'a, R: Read> Input<'a, R> {
         let version = u16::from_le_bytes(version);
         let length = self.u32()?;
         let checksum = self.u32()?;
-        if version != VERSION {
+        if ![VERSION_1, VERSION].contains(&version) {
             return Err(SnapshotError::Version {
                 path: self.path.to_owned(),
                 found: version,
@@ -240,7 +240,12 @@ impl<'a, R: Read> Input<'a, R> {
         if header_checksum(version, &body) != checksum {
             return Err(self.damaged("checksum mismatch in the header".to_owned()));
         }
-        codec::decode_body(&body).map_err(|error| self.damaged(format!("the header: {error}")))
+        let header = if version == VERSION_1 {
+            codec::decode_body(&body).map(|HeaderV1 { header, .. }| header)
+        } else {
+            codec::decode_body(&body)
+        };
+        header.map_err(|error| self.damaged(format!("the header: {error}")))
     }
 
     fn trailer(&mut self, frames: u64) -> Result<(), SnapshotError> {
@@ -293,4 +298,24 @@ impl<'a, R: Read> Input<'a, R> {
             what,
         }
     }
+}
+
+/// The same snapshot as version 1 had it.
+#[cfg(test)]
+pub(super) fn in_version_1(snapshot: &[u8], content_digest: u64) -> Vec<u8> {
+    let mut reader = snapshot;
+    let mut input = Input::new(Path::new("in memory"), &mut reader);
+    let header = input.header().unwrap();
+    let frames = &reader[..reader.len() - 12];
+    let mut body = Vec::new();
+    codec::encode_into(&mut body, &(&header, content_digest));
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&VERSION_1.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+    bytes.extend_from_slice(&header_checksum(VERSION_1, &body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes.extend_from_slice(frames);
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&snapshot[snapshot.len() - 8..]);
+    bytes
 }

@@ -80,6 +80,21 @@ fn a_snapshot_of_many_frames_round_trips() {
 }
 
 #[test]
+fn a_snapshot_of_the_first_version_is_read() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let state = state(20, 1_000);
+    store.write(&state, &meta(20)).unwrap();
+    let path = files(data.path(), "snapshot").remove(0);
+    let old = format::in_version_1(&fs::read(&path).unwrap(), state.content_digest());
+    fs::write(&path, old).unwrap();
+    let (_, restored) = SnapshotStore::open(data.path(), Some(id(20))).unwrap();
+    let restored = restored.unwrap();
+    assert_eq!(restored.meta, meta(20));
+    assert_eq!(restored.state.content_digest(), state.content_digest());
+}
+
+#[test]
 fn the_newest_two_are_kept_and_unfinished_ones_are_removed() {
     let data = tempfile::tempdir().unwrap();
     let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
