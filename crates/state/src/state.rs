@@ -220,7 +220,8 @@ impl State {
 
     /// What should be sent to an agent now on its leading connection, in queue order: the head of
     /// each line that is due, or that was handed to an earlier connection. At most
-    /// [`MAX_DELIVERABLE`]; nothing while no connection leads. Costs what it gives, not the agent's open commands.
+    /// [`MAX_DELIVERABLE`]; nothing while no connection leads. Costs what it gives and what it passes over, which
+    /// waits for its backoff or its line: not what the connection has in hand.
     pub fn deliverable(&self, agent: &AgentId, now: u64) -> Vec<Arc<Command>> {
         let Some(leading) = self.agent(agent).and_then(|a| a.leading()) else {
             return Vec::new();
