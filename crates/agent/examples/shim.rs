@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use regent_agent::lifeline::ProcessId;
 use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime, demo::demo_main, shim::shim_main};
-use regent_agent::runtime::{HibernateMode, Runtime, StartSpec};
+use regent_agent::runtime::{ContainerSpec, Runtime, StartSpec};
 use regent_types::{AgentId, SessionName, TemplateName, Token, UserName};
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -43,7 +43,8 @@ async fn lifeline(data: &str, session: &str, script: &str) -> anyhow::Result<Exi
         memory_bytes: None,
         persistent_home: false,
         port: None,
-        hibernate: HibernateMode::Stop,
+        hibernate: None,
+        container: ContainerSpec::default(),
         metadata: BTreeMap::new(),
     };
     runtime.start(&spec).await?;

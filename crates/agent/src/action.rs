@@ -12,7 +12,9 @@ use regent_types::{AgentId, Cpu, Memory, SessionName, TemplateName, Token, UserN
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::runtime::{Generation, HibernateMode, Observed, PortSpec, SessionRef, StartSpec};
+use crate::runtime::{
+    ContainerSpec, Generation, HibernateMode, Observed, PortSpec, SessionRef, StartSpec, Stop,
+};
 
 /// How long a start waits until the session's port takes connections. It runs all the same after that.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -48,7 +50,7 @@ pub enum Action {
     /// Start a session.
     Start(Box<StartSpec>),
     /// End a session.
-    Stop(SessionRef, Duration),
+    Stop(SessionRef, Stop),
     /// Put a session to sleep.
     Hibernate(SessionRef),
     /// Wake a session.
@@ -71,7 +73,12 @@ impl Action {
                 let grace = grace
                     .map_or(STOP_GRACE, Duration::from_millis)
                     .min(MAX_STOP_GRACE);
-                Ok(Self::Stop(target()?, grace))
+                let delete_home = command.payload.get("deletePVC").and_then(Value::as_bool);
+                let how = Stop {
+                    grace,
+                    delete_home: delete_home.unwrap_or_default(),
+                };
+                Ok(Self::Stop(target()?, how))
             }
             "hibernate_session" => target().map(Self::Hibernate),
             "wake_session" => target().map(Self::Wake),
@@ -171,9 +178,17 @@ fn start(agent: &AgentId, payload: StartPayload, token: Token) -> Result<StartSp
             container_port: Some(port.container_port).filter(|&port| port > 0),
             ready_within: READY_WITHIN,
         }),
-        hibernate: match spec.hibernate {
+        hibernate: spec.hibernate.map(|mode| match mode {
             template::HibernateMode::Pause => HibernateMode::Stop,
             template::HibernateMode::Restart => HibernateMode::Restart,
+        }),
+        container: ContainerSpec {
+            ports: spec.ports,
+            mounts: spec.volume_mounts,
+            security: spec.security,
+            node_selector: spec.node_selector,
+            tolerations: spec.tolerations,
+            image_pull_secrets: spec.image_pull_secrets,
         },
         metadata: BTreeMap::new(),
     })
@@ -217,7 +232,7 @@ mod tests {
         );
         assert_eq!(spec.env["A"], "b");
         assert_eq!(spec.port.as_ref().unwrap().container_port, Some(3000));
-        assert_eq!(spec.hibernate, HibernateMode::Restart);
+        assert_eq!(spec.hibernate, Some(HibernateMode::Restart));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::fence::{Fence, FenceError};
 use crate::journal::{Intent, Journal, Outcome, RunKey};
 use crate::permit::{NotPermitted, Permit};
 use crate::reconcile;
-use crate::runtime::{Observed, Runtime, RuntimeError, SessionRef};
+use crate::runtime::{Observed, Runtime, RuntimeError, SessionRef, Stop};
 use crate::session::key_of;
 
 /// How long an action may take where the control plane sets no deadline: a line must not be stuck for
@@ -112,6 +112,7 @@ impl Executor {
         blocking(move || fence.admit(token))
             .await
             .map_err(ExecutorError::from)?;
+        self.runtime.take_over(token).await?;
         let found = self.runtime.list().await?;
         let executor = self.clone();
         let (recovered, found) = blocking(move || (executor.recover(&found), found)).await;
@@ -220,7 +221,7 @@ impl Executor {
             tracing::debug!(session = %session.session, "left to who leads");
             return;
         }
-        match self.runtime.stop(session, Duration::ZERO).await {
+        match self.runtime.stop(session, Stop::within(Duration::ZERO)).await {
             Ok(()) => tracing::info!(session = %session.session, "removed what was left of an ended session"),
             Err(error) => {
                 tracing::warn!(session = %session.session, error = with_causes(&error), "what is left of an ended session stays");
@@ -264,9 +265,9 @@ impl Executor {
     async fn act(&self, action: &Action) -> Result<serde_json::Value, RuntimeError> {
         match action {
             Action::Start(spec) => self.runtime.start(spec).await.map(|one| result_of(&one)),
-            Action::Stop(session, grace) => self
+            Action::Stop(session, how) => self
                 .runtime
-                .stop(session, *grace)
+                .stop(session, *how)
                 .await
                 .map(|()| serde_json::Value::Null),
             Action::Hibernate(session) => self.runtime.hibernate(session).await.map(|one| result_of(&one)),

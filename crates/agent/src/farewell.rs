@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use regent_types::Token;
 
-use crate::runtime::{Runtime, SessionRef};
+use crate::runtime::{Runtime, SessionRef, Stop};
 
 /// Sessions that end with the agent get this long before they are forced.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ pub(crate) async fn stop_sessions(runtime: &dyn Runtime, token: Token) {
                 session: one.session,
                 generation: one.generation,
             };
-            if let Err(error) = runtime.stop(&session, EXIT_GRACE).await {
+            if let Err(error) = runtime.stop(&session, Stop::within(EXIT_GRACE)).await {
                 tracing::warn!(session = %session.session, %error, "a session did not end with the agent");
             }
         })

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// What it can carry.
     pub capacity: Capacity,
+    /// So many commands are worked on side by side; none is [`crate::session::MAX_PARALLEL`].
+    pub parallel: Option<NonZeroUsize>,
     /// Whether its sessions end with it, as in `dev`. Otherwise they go on and are found again.
     pub stop_sessions_on_exit: bool,
 }
@@ -56,6 +59,7 @@ impl Options {
             region: String::new(),
             labels: BTreeMap::new(),
             capacity: machine_capacity(),
+            parallel: None,
             stop_sessions_on_exit: false,
         }
     }

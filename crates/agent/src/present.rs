@@ -29,6 +29,11 @@ impl Present {
         self.live.len()
     }
 
+    /// Whether this generation of it is here, running or asleep.
+    pub(crate) fn has(&self, session: &SessionName, generation: Generation) -> bool {
+        self.live.get(session) == Some(&generation)
+    }
+
     /// `found` is all that the runtime has, seen a while ago. Gives what `hello` says of it; `keep` is whether
     /// exits are this process's affair.
     pub(crate) fn listed(&mut self, now: Millis, found: &[Observed], keep: bool) -> Vec<RunningSession> {

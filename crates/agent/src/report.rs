@@ -3,10 +3,11 @@
 //! Only translation; whether and when something is told is the session's decision (`session`).
 
 use regent_types::SessionName;
-use regent_types::frame::{AgentFrame, Complete, FailedFrame, RunningSession, StatusFrame};
+use regent_types::frame::{AgentFrame, Complete, FailedFrame, Progress, RunningSession, StatusFrame};
 use regent_types::session::SessionState;
 use serde_json::Value;
 
+use crate::action;
 use crate::journal::{Outcome, RunKey};
 use crate::runtime::{Exit, Generation, Observed, ObservedState};
 
@@ -39,6 +40,29 @@ pub(crate) fn exit(session_id: SessionName, generation: Generation, exit: Exit) 
     })
 }
 
+/// A session goes on, and something about it is worth telling.
+pub(crate) fn changed(one: Observed, reason: String) -> AgentFrame {
+    let told = session(&one);
+    let metadata = action::result_of(&one)["metadata"].take();
+    AgentFrame::Status(StatusFrame {
+        session_id: one.session,
+        state: told.state.as_str().to_owned(),
+        reason,
+        generation: Some(one.generation),
+        url: one.url,
+        metadata,
+    })
+}
+
+/// A run has come further.
+pub(crate) fn progress(key: RunKey, message: String, percent: Option<u32>) -> AgentFrame {
+    AgentFrame::Progress(Progress {
+        command_id: key.command,
+        message,
+        percent: percent.map(f64::from),
+    })
+}
+
 /// A session as `hello` tells of it.
 pub(crate) fn session(one: &Observed) -> RunningSession {
     let (state, reason) = match one.state {
@@ -60,6 +84,8 @@ pub(crate) fn session(one: &Observed) -> RunningSession {
 fn state_after(exit: Exit) -> SessionState {
     match exit {
         Exit::Code(0) => SessionState::Terminated,
-        Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => SessionState::Failed,
+        Exit::Code(_) | Exit::Signal(_) | Exit::OutOfMemory | Exit::Removed | Exit::Unknown => {
+            SessionState::Failed
+        }
     }
 }

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use regent_types::Token;
 use regent_types::frame::CommandFrame;
+use regent_types::{SessionName, Token};
 
 use crate::action::Line;
 use crate::journal::{Outcome, RunKey};
 
-/// So many commands are worked on side by side: enough that slow starts do not hold up the rest, few
+/// So many commands are worked on side by side, unless the agent is told otherwise: enough that slow starts do not hold up the rest, few
 /// enough for one machine.
 pub const MAX_PARALLEL: usize = 16;
 /// So many commands wait for their turn. More are not acknowledged and come again; the control plane
@@ -52,8 +52,10 @@ pub(crate) enum Seen {
 }
 
 /// All runs that are known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Runs {
+    /// How many are worked on side by side.
+    parallel: usize,
     phases: BTreeMap<RunKey, Phase>,
     /// The keys of all that are done, in the order in which they are forgotten.
     done: VecDeque<RunKey>,
@@ -66,6 +68,25 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
+    /// None are known; so many will be worked on side by side.
+    pub(crate) fn new(parallel: usize) -> Self {
+        Self {
+            parallel,
+            phases: BTreeMap::new(),
+            done: VecDeque::new(),
+            queue: VecDeque::new(),
+            working: BTreeMap::new(),
+            owed: BTreeSet::new(),
+        }
+    }
+
+    /// The run that is being done about this session.
+    pub(crate) fn working_on(&self, session: &SessionName) -> Option<RunKey> {
+        let about = |line: &Line| matches!(line, Line::Session(name) if name == session);
+        let found = self.working.iter().find(|(_, line)| about(line));
+        found.map(|(key, _)| key.clone())
+    }
+
     /// What is known of the run of a command that came.
     pub(crate) fn seen(&mut self, command: &CommandFrame) -> Seen {
         match self.phases.get_mut(&key_of(command)) {
@@ -100,7 +121,7 @@ impl Runs {
 
     /// The oldest that waits and whose line is free; it counts as being done from here on.
     pub(crate) fn next(&mut self) -> Option<CommandFrame> {
-        if self.working.len() >= MAX_PARALLEL {
+        if self.working.len() >= self.parallel {
             return None;
         }
         let busy: BTreeSet<&Line> = self.working.values().collect();

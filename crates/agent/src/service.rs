@@ -18,13 +18,13 @@ use regent_client::clock::boot_ms;
 use regent_client::{Client, Error as ClientError};
 use regent_types::agent::RegisterAgent;
 use regent_types::frame::{CommandFrame, Reason, ReleaseOnDisconnect, ServerFrame};
-use regent_types::{LeaseName, Token};
+use regent_types::{ClusterId, LeaseName, Token};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attempt::{Attempt, AttemptError};
+use crate::attempt::{Attempt, AttemptError, Attempted};
 use crate::connection::{Address, Connection, Incoming};
 use crate::executor::{Executor, ExecutorError, Recovered, Takeover, blocking, with_causes};
 use crate::farewell;
@@ -124,6 +124,8 @@ struct Service {
     finish_by: Option<Instant>,
     server: usize,
     registered: bool,
+    /// The cluster whose sessions the runtime is asked for, once it is known.
+    cluster: Option<ClusterId>,
     refusals: u32,
     backoff: FullJitter,
     attempt: Option<Attempt>,
@@ -139,6 +141,15 @@ impl Service {
     async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Self, Error> {
         let client =
             Client::new(&options.servers, Some(options.token.clone()))?.with_deadline(REGISTER_WITHIN);
+        let path = membership_path(&options);
+        let membership = {
+            let path = path.clone();
+            blocking(move || files::read_json::<Membership>(&path)).await
+        }
+        .map_err(|source| Error::Membership { path, source })?;
+        if let Some(known) = &membership {
+            runtime.joined(&known.cluster_id);
+        }
         // Before the first list, so that no exit falls between the two.
         let events = runtime.watch();
         let found = runtime.list().await?;
@@ -170,18 +181,14 @@ impl Service {
             };
             blocking(recover).await?
         };
-        let path = membership_path(&options);
-        let membership = {
-            let path = path.clone();
-            blocking(move || files::read_json::<Membership>(&path)).await
-        }
-        .map_err(|source| Error::Membership { path, source })?;
+        let cluster = membership.as_ref().map(|known| known.cluster_id.clone());
         let session = ControlSession::new(Known {
             replica,
             runtime_id: runtime.runtime_id().to_owned(),
             membership,
             highest: recovered.highest,
             outcomes: recovered.outcomes,
+            parallel: options.parallel,
         });
         let (internal, from_tasks) = mpsc::channel(INTERNAL);
         Ok(Self {
@@ -195,6 +202,7 @@ impl Service {
             // Agents spread over the nodes.
             server: rand::random_range(0..options.servers.len().max(1)),
             registered: false,
+            cluster,
             refusals: 0,
             backoff: FullJitter::new(FIRST_WAIT, LONGEST_WAIT),
             attempt: None,
@@ -290,6 +298,8 @@ impl Service {
     fn attempt_after(&self, wait: Duration) -> Attempt {
         let register = (!self.registered).then(|| (self.client.clone(), self.registration()));
         let runtime = self.runtime.clone();
+        // A file of an earlier start says it otherwise, or the welcome, which comes after the first list.
+        let ask = (self.cluster.is_none() && runtime.is_shared()).then(|| self.client.clone());
         let address = Address {
             server: self.options.servers[self.server % self.options.servers.len()].clone(),
             token: self.options.token.clone(),
@@ -304,10 +314,21 @@ impl Service {
                     .await
                     .map_err(AttemptError::Register)?;
             }
+            let mut cluster = None;
+            if let Some(client) = ask {
+                let seen = client.cluster().await.map_err(AttemptError::Cluster)?;
+                let found = seen.cluster_id.ok_or(AttemptError::Forming)?;
+                runtime.joined(&found);
+                cluster = Some(found);
+            }
             // Before dialing: a node waits only a short time for `hello`.
             let found = runtime.list().await.map_err(AttemptError::Runtime)?;
             let connection = Connection::dial(&address).await.map_err(AttemptError::Dial)?;
-            Ok((connection, found))
+            Ok(Attempted {
+                connection,
+                found,
+                cluster,
+            })
         }
         .boxed()
     }
@@ -324,17 +345,23 @@ impl Service {
             region: self.options.region.clone(),
             capacity: self.options.capacity,
             labels: self.options.labels.clone(),
-            metadata: serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "runtime": self.runtime.kind() }),
+            metadata: serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "runtime": self.runtime.kind(),
+                "runs": self.runtime.runs(),
+            }),
         }
     }
 
-    fn attempted(
-        &mut self,
-        attempted: Result<(Connection, Vec<Observed>), AttemptError>,
-    ) -> Result<(), Error> {
+    fn attempted(&mut self, attempted: Result<Attempted, AttemptError>) -> Result<(), Error> {
         match attempted {
-            Ok((connection, found)) => {
+            Ok(Attempted {
+                connection,
+                found,
+                cluster,
+            }) => {
                 self.registered = true;
+                self.cluster = self.cluster.take().or(cluster);
                 self.connection = Some(connection);
                 self.connected_at = Some(Instant::now());
                 self.session.connected(boot_ms(), &found);
@@ -410,6 +437,19 @@ impl Service {
                 tracing::info!(%session, generation, %exit, "session ended by itself");
                 self.exited(&session, generation, exit);
             }
+            RuntimeEvent::Changed { observed, reason } => {
+                tracing::info!(session = %observed.session, reason, "session has changed");
+                self.session.changed(boot_ms(), *observed, reason);
+            }
+            RuntimeEvent::Progress {
+                session,
+                message,
+                percent,
+            } => self.session.progressed(boot_ms(), &session, message, percent),
+            RuntimeEvent::Restarted { reason } => {
+                tracing::warn!(reason, "the engine was away");
+                self.session.engine_restarted(&reason);
+            }
             RuntimeEvent::Lagged => {
                 let (runtime, internal) = (self.runtime.clone(), self.internal.clone());
                 self.tasks.spawn(async move {
@@ -444,6 +484,18 @@ impl Service {
                     self.give_up_unless(sent);
                 }
                 Effect::Remember(membership) => {
+                    let found = &membership.cluster_id;
+                    match &self.cluster {
+                        Some(ours) if ours != found => {
+                            let (ours, found) = (ours.clone(), found.clone());
+                            return Err(Fatal::OtherCluster { ours, found }.into());
+                        }
+                        Some(_) => {}
+                        None => {
+                            self.runtime.joined(found);
+                            self.cluster = Some(found.clone());
+                        }
+                    }
                     let path = membership_path(&self.options);
                     let write = {
                         let path = path.clone();

@@ -13,11 +13,12 @@
 //!   other cluster: its word on what shall run here counts for nothing.
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
 use regent_types::frame::{
     Ack, AgentFrame, CommandFrame, Empty, Heartbeat, HeldLease, Hello, PROTOCOL, ServerFrame, Welcome,
 };
-use regent_types::{SessionName, Token};
+use regent_types::{ClusterId, SessionName, Token};
 
 pub use crate::effect::{Effect, Fatal};
 pub use crate::ended::ENDED_KEPT;
@@ -58,6 +59,8 @@ pub struct Known {
     pub highest: Token,
     /// Outcomes that are recorded, oldest first.
     pub outcomes: Vec<(RunKey, Outcome)>,
+    /// So many commands are worked on side by side; none is [`MAX_PARALLEL`].
+    pub parallel: Option<NonZeroUsize>,
 }
 
 #[derive(Debug)]
@@ -106,7 +109,7 @@ impl ControlSession {
             link: Link::Down,
             welcomed: false,
             retired: false,
-            runs: Runs::default(),
+            runs: Runs::new(known.parallel.map_or(MAX_PARALLEL, NonZeroUsize::get)),
             present: Present::default(),
             effects: VecDeque::new(),
         };
@@ -240,6 +243,32 @@ impl ControlSession {
         if self.acts(now) {
             self.report_exits(now);
         }
+    }
+
+    /// It runs on, and something about it is worth telling.
+    pub fn changed(&mut self, now: Millis, observed: Observed, reason: String) {
+        if self.acts(now) && self.present.has(&observed.session, observed.generation) {
+            self.send(report::changed(observed, reason));
+        }
+    }
+
+    /// A command about this session takes long, and has come further.
+    pub fn progressed(&mut self, now: Millis, session: &SessionName, message: String, percent: Option<u32>) {
+        if let Some(key) = self.runs.working_on(session).filter(|_| self.acts(now)) {
+            self.send(report::progress(key, message, percent));
+        }
+    }
+
+    /// What the engine had may be gone: both sides compare what runs anew.
+    pub fn engine_restarted(&mut self, reason: &str) {
+        if !matches!(self.link, Link::Down) {
+            self.reconnect(format!("what runs is to be compared anew: {reason}"));
+        }
+    }
+
+    /// The cluster that the data folder belongs to, once it is known.
+    pub fn cluster(&self) -> Option<&ClusterId> {
+        self.membership.as_ref().map(|membership| &membership.cluster_id)
     }
 
     /// Time has passed: call this no later than [`ControlSession::next_tick`] says.

@@ -16,8 +16,8 @@ use futures::future::{BoxFuture, FutureExt};
 use regent_agent::lifeline::{Lifeline, ProcessId};
 use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime};
 use regent_agent::runtime::{
-    Exit, HibernateMode, ObservedState, PortSpec, Runtime, RuntimeError, RuntimeEvent, SessionRef, StartSpec,
-    conformance,
+    ContainerSpec, Exit, ObservedState, PortSpec, Runtime, RuntimeError, RuntimeEvent, SessionRef, StartSpec,
+    Stop, conformance,
 };
 use regent_types::{AgentId, SessionName, TemplateName, Token, UserName};
 
@@ -63,7 +63,8 @@ fn spec(session: &str, script: &str) -> StartSpec {
         memory_bytes: None,
         persistent_home: false,
         port: None,
-        hibernate: HibernateMode::Stop,
+        hibernate: None,
+        container: ContainerSpec::default(),
         metadata: BTreeMap::from([("colour".to_owned(), "blue".to_owned())]),
     }
 }
@@ -131,7 +132,7 @@ async fn next_exit(events: &mut futures::stream::BoxStream<'static, RuntimeEvent
         .unwrap()
     {
         RuntimeEvent::Exited { session, exit, .. } => (session.to_string(), exit),
-        RuntimeEvent::Lagged => panic!("lagged"),
+        other => panic!("instead of an exit came {other:?}"),
     }
 }
 
@@ -296,7 +297,10 @@ async fn a_start_that_was_never_recorded_is_found_by_its_environment() {
             (4, Token(8), Some(pid), ObservedState::Running)
         );
     }
-    open(data.path()).stop(&spec.session_ref(), GRACE).await.unwrap();
+    open(data.path())
+        .stop(&spec.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
     assert_eq!(data.processes(), Vec::<u32>::new());
 }
 
@@ -313,7 +317,10 @@ async fn a_damaged_record_neither_stops_the_agent_nor_loses_the_session() {
             "with a torn {file}"
         );
     }
-    open(data.path()).stop(&spec.session_ref(), GRACE).await.unwrap();
+    open(data.path())
+        .stop(&spec.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
     assert_eq!(data.processes(), Vec::<u32>::new());
 }
 
@@ -347,7 +354,10 @@ async fn a_reused_pid_is_neither_adopted_nor_killed() {
     let runtime = open(data.path());
     let listed = runtime.list().await.unwrap();
     assert_eq!(listed[0].state, ObservedState::Exited(Exit::Unknown));
-    runtime.stop(&spec.session_ref(), GRACE).await.unwrap();
+    runtime
+        .stop(&spec.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
     assert!(
         other.is_alive(),
         "a process that is not of the session was killed"
@@ -408,7 +418,7 @@ async fn stop_ends_grandchildren_also_those_that_ignore_term_or_left_the_group()
     })
     .await;
     runtime
-        .stop(&spec.session_ref(), Duration::from_millis(100))
+        .stop(&spec.session_ref(), Stop::within(Duration::from_millis(100)))
         .await
         .unwrap();
     assert_eq!(data.processes(), Vec::<u32>::new());
@@ -468,7 +478,7 @@ async fn hibernate_freezes_every_process_and_wake_continues_them() {
     };
     let frozen = program_states();
     assert!(
-        !frozen.is_empty() && frozen.chars().all(|state| state == 'T'),
+        !frozen.is_empty() && frozen.chars().all(|state| matches!(state, 'T' | 'D')),
         "{frozen}"
     );
     let before = sizes();
@@ -483,8 +493,94 @@ async fn hibernate_freezes_every_process_and_wake_continues_them() {
     .await;
     // A frozen session can be stopped too.
     runtime.hibernate(&spec.session_ref()).await.unwrap();
-    runtime.stop(&spec.session_ref(), GRACE).await.unwrap();
+    runtime
+        .stop(&spec.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
     assert_eq!(data.processes(), Vec::<u32>::new());
+}
+
+/// The parent of a `vfork` sleeps where no signal reaches it until its child has gone on, and a stopped child does
+/// not: a shell that is just starting something looks like this.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_in_the_middle_of_a_vfork_is_frozen_too() {
+    const SPAWN: &str = "import os
+os.mkfifo('gate')
+open_gate = [(os.POSIX_SPAWN_OPEN, 0, 'gate', os.O_RDONLY, 0)]
+child = os.posix_spawn('/bin/true', ['true'], os.environ, file_actions=open_gate)
+os.waitpid(child, 0)
+os._exit(6)";
+    if Command::new("python3").arg("-c").arg("").status().is_err() {
+        eprintln!("SKIPPED: a_program_in_the_middle_of_a_vfork_is_frozen_too lacks python3");
+        return;
+    }
+    let data = Data::new();
+    let runtime = open(data.path());
+    let mut events = runtime.watch();
+    let spec = StartSpec {
+        command: "python3".to_owned(),
+        args: vec!["-c".to_owned(), SPAWN.to_owned()],
+        ..spec("vfork-1", "")
+    };
+    runtime.start(&spec).await.unwrap();
+    let mark = format!("REGENT_SESSION_DIR={}", data.session("vfork-1").display());
+    let states = || {
+        let read = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = |pid: &u32| {
+            read(pid)
+                .rsplit_once(") ")
+                .and_then(|(_, rest)| rest.chars().next())
+        };
+        marked(&mark).iter().filter_map(state).collect::<String>()
+    };
+    until("a child is held before it runs", || {
+        (states().chars().filter(|state| *state == 'D').count() == 1).then_some(())
+    })
+    .await;
+    runtime.hibernate(&spec.session_ref()).await.unwrap();
+    assert!(
+        states().chars().all(|state| matches!(state, 'T' | 'D')),
+        "{}",
+        states()
+    );
+    runtime.wake(&spec.session_ref()).await.unwrap();
+    let gate = data.session("vfork-1").join("home/gate");
+    tokio::task::spawn_blocking(move || fs::write(gate, b""))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        next_exit(&mut events).await,
+        ("vfork-1".to_owned(), Exit::Code(6))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persistent_home_goes_only_when_asked_and_when_no_other_session_has_it() {
+    let data = Data::new();
+    let runtime = open(data.path());
+    let [first, second] = ["home-1", "home-2"].map(|name| StartSpec {
+        persistent_home: true,
+        ..spec(name, SLEEP)
+    });
+    for spec in [&first, &second] {
+        runtime.start(spec).await.unwrap();
+    }
+    let home = data.path().join("homes/alice/script");
+    let with_home = Stop {
+        delete_home: true,
+        ..Stop::within(GRACE)
+    };
+    runtime.stop(&first.session_ref(), with_home).await.unwrap();
+    assert!(home.exists(), "the second session has it too");
+    runtime
+        .stop(&second.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
+    assert!(home.exists(), "nobody asked");
+    runtime.start(&first).await.unwrap();
+    runtime.stop(&first.session_ref(), with_home).await.unwrap();
+    assert!(!home.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -651,7 +747,11 @@ async fn fifty_sessions_in_parallel() {
         50
     );
     let refs: Vec<SessionRef> = specs.iter().map(StartSpec::session_ref).collect();
-    let stopped = futures::future::join_all(refs.iter().map(|session| other.stop(session, GRACE))).await;
+    let stopped = futures::future::join_all(
+        refs.iter()
+            .map(|session| other.stop(session, Stop::within(GRACE))),
+    )
+    .await;
     for result in stopped {
         result.unwrap();
     }
@@ -701,7 +801,10 @@ async fn odd_user_names_get_homes_of_their_own_fault_17() {
             Exit::Code(0),
             "{user}: the home is somebody else's"
         );
-        runtime.stop(&first.session_ref(), GRACE).await.unwrap();
+        runtime
+            .stop(&first.session_ref(), Stop::within(GRACE))
+            .await
+            .unwrap();
         let next = home(format!("odd-{n}-next"), "[ \"$(cat mine)\" = \"$REGENT_USER\" ]");
         runtime.start(&next).await.unwrap();
         assert_eq!(
@@ -733,5 +836,8 @@ async fn the_demo_opens_as_soon_as_its_start_is_done() {
     client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("demo-1") && answer.contains("alice"), "{answer}");
-    runtime.stop(&spec.session_ref(), GRACE).await.unwrap();
+    runtime
+        .stop(&spec.session_ref(), Stop::within(GRACE))
+        .await
+        .unwrap();
 }

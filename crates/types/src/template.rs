@@ -85,18 +85,29 @@ pub struct ManifestSpec {
     /// Its screen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vnc: Option<ManifestVnc>,
-    /// How it sleeps.
-    #[serde(default)]
-    pub hibernate: HibernateMode,
+    /// How it sleeps; without it as the runtime does by itself: processes are frozen, containers and pods end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate: Option<HibernateMode>,
+    /// What a container of it may and may not; ignored by plain processes.
+    #[serde(default, skip_serializing_if = "ManifestSecurity::is_default")]
+    pub security: ManifestSecurity,
+    /// Kubernetes: only nodes with these labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Kubernetes: taints of nodes that it stands.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<ManifestToleration>,
+    /// Kubernetes: names of secrets with which its image is pulled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<String>,
 }
 
 /// How a session of a template sleeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum HibernateMode {
-    /// Frozen in place and continued.
-    #[default]
+    /// Frozen in place and continued. Pods cannot be frozen: they end and are started again.
     Pause,
     /// Ended, and started again.
     Restart,
@@ -139,8 +150,55 @@ pub struct ManifestEnv {
 pub struct ManifestMount {
     /// The volume.
     pub name: String,
-    /// Where it goes.
+    /// Where it goes. A volume named `home` or `user-home` is the session's home.
     pub mount_path: String,
+    /// Whether it can only be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Docker: a folder of the host instead of a volume; the agent's configuration says which may be asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<String>,
+}
+
+/// What a container of a template may and may not. What goes beyond the default must be allowed by the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestSecurity {
+    /// Whether the image can only be read; `/tmp` and the volumes can be written all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only_root_filesystem: bool,
+    /// The user id that it runs as, in place of the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_user: Option<u32>,
+    /// Capabilities that it needs, such as `NET_BIND_SERVICE`; all others are dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+}
+
+impl ManifestSecurity {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A taint of a Kubernetes node that a template stands, as in a pod's `tolerations`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestToleration {
+    /// The taint's key; empty for all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key: String,
+    /// `Exists` or `Equal`, the default.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub operator: String,
+    /// The taint's value.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; empty for all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub effect: String,
 }
 
 /// A template's screen.

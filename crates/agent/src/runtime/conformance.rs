@@ -12,7 +12,9 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use regent_types::{SessionName, Token};
 
-use super::{Exit, Generation, HibernateMode, ObservedState, Runtime, RuntimeError, RuntimeEvent, StartSpec};
+use super::{
+    Exit, Generation, HibernateMode, ObservedState, Runtime, RuntimeError, RuntimeEvent, StartSpec, Stop,
+};
 use crate::fence::FenceError;
 
 /// How long an event may take to arrive: long, as it is only waited out by a runtime that fails.
@@ -20,6 +22,16 @@ const EVENT_WAIT: Duration = Duration::from_mins(1);
 
 /// The grace of stops; the sessions of the suite end at once when asked.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// After how long an action is cut off: at once, within its first steps, and about when it is done.
+const CUT_OFF_AFTER: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(40),
+    Duration::from_millis(150),
+    Duration::from_millis(600),
+];
 
 /// What the suite needs to know of a runtime.
 pub trait Target: Sync {
@@ -59,6 +71,8 @@ pub async fn check(target: &dyn Target) -> Result<(), Violation> {
     hibernate_and_wake(target, HibernateMode::Restart).await?;
     exits(target).await?;
     adoption(target).await?;
+    interruptions(target).await?;
+    take_over(target).await?;
     roll_back(target).await
 }
 
@@ -73,13 +87,13 @@ async fn start_and_stop_twice(target: &dyn Target) -> Result<(), Violation> {
     rule.equal("details of the second start", &second, &first)?;
     rule.equal("list", rule.ok(runtime.list().await)?, vec![first])?;
     for _ in 0..2 {
-        rule.ok(runtime.stop(&spec.session_ref(), GRACE).await)?;
+        rule.ok(runtime.stop(&spec.session_ref(), Stop::within(GRACE)).await)?;
         rule.equal("list after a stop", rule.ok(runtime.list().await)?.len(), 0)?;
         rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())?;
     }
     // And the name is free again.
     rule.ok(runtime.start(&spec).await)?;
-    rule.ok(runtime.stop(&spec.session_ref(), GRACE).await)
+    rule.ok(runtime.stop(&spec.session_ref(), Stop::within(GRACE)).await)
 }
 
 async fn generations(target: &dyn Target) -> Result<(), Violation> {
@@ -105,7 +119,7 @@ async fn generations(target: &dyn Target) -> Result<(), Violation> {
     rule.refused("start of the older", runtime.start(&old).await, stale)?;
     rule.refused(
         "stop of the older",
-        runtime.stop(&old.session_ref(), GRACE).await,
+        runtime.stop(&old.session_ref(), Stop::within(GRACE)).await,
         stale,
     )?;
     rule.refused(
@@ -119,7 +133,7 @@ async fn generations(target: &dyn Target) -> Result<(), Violation> {
         rule.ok(runtime.list().await)?,
         vec![second],
     )?;
-    rule.ok(runtime.stop(&new.session_ref(), GRACE).await)
+    rule.ok(runtime.stop(&new.session_ref(), Stop::within(GRACE)).await)
 }
 
 async fn fencing(target: &dyn Target) -> Result<(), Violation> {
@@ -144,14 +158,18 @@ async fn fencing(target: &dyn Target) -> Result<(), Violation> {
         ..target.sleeper(name("fencing-third"))
     };
     rule.refused("start", runtime.start(&other).await, fenced)?;
-    rule.refused("stop", runtime.stop(&spec.session_ref(), GRACE).await, fenced)?;
+    rule.refused(
+        "stop",
+        runtime.stop(&spec.session_ref(), Stop::within(GRACE)).await,
+        fenced,
+    )?;
     rule.refused("hibernate", runtime.hibernate(&spec.session_ref()).await, fenced)?;
     rule.refused("wake", runtime.wake(&spec.session_ref()).await, fenced)?;
     rule.equal("sessions", rule.ok(runtime.list().await)?.len(), 2)?;
     for session in [&spec, &raised] {
         let mut session = session.session_ref();
         session.token = newer;
-        rule.ok(runtime.stop(&session, GRACE).await)?;
+        rule.ok(runtime.stop(&session, Stop::within(GRACE)).await)?;
     }
     Ok(())
 }
@@ -160,7 +178,7 @@ async fn hibernate_and_wake(target: &dyn Target, mode: HibernateMode) -> Result<
     let rule = Rule("hibernate and wake that come twice act once, and a restarted agent sees the state");
     let runtime = target.open();
     let spec = StartSpec {
-        hibernate: mode,
+        hibernate: Some(mode),
         ..newest(target.sleeper(name("hibernate")))
     };
     let session = spec.session_ref();
@@ -200,7 +218,7 @@ async fn hibernate_and_wake(target: &dyn Target, mode: HibernateMode) -> Result<
         Some(ObservedState::Running),
     )?;
     // Hibernating and stopping are not exits.
-    rule.ok(runtime.stop(&session, GRACE).await)?;
+    rule.ok(runtime.stop(&session, Stop::within(GRACE)).await)?;
     let last = newest(target.exits_with_7(name("hibernate-end")));
     rule.ok(runtime.start(&last).await)?;
     rule.equal(
@@ -208,7 +226,7 @@ async fn hibernate_and_wake(target: &dyn Target, mode: HibernateMode) -> Result<
         exited(rule, &mut events).await?.0,
         last.session.clone(),
     )?;
-    rule.ok(runtime.stop(&last.session_ref(), GRACE).await)?;
+    rule.ok(runtime.stop(&last.session_ref(), Stop::within(GRACE)).await)?;
     rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())
 }
 
@@ -236,7 +254,7 @@ async fn exits(target: &dyn Target) -> Result<(), Violation> {
     let wrong = |error: &RuntimeError| matches!(error, RuntimeError::WrongState { .. });
     rule.refused("hibernate", runtime.hibernate(&spec.session_ref()).await, wrong)?;
     rule.refused("wake", runtime.wake(&spec.session_ref()).await, wrong)?;
-    rule.ok(runtime.stop(&spec.session_ref(), GRACE).await)?;
+    rule.ok(runtime.stop(&spec.session_ref(), Stop::within(GRACE)).await)?;
     rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())
 }
 
@@ -253,14 +271,81 @@ async fn adoption(target: &dyn Target) -> Result<(), Violation> {
         rule.ok(runtime.start(&spec).await)?,
         started,
     )?;
-    rule.ok(runtime.stop(&spec.session_ref(), GRACE).await)?;
+    rule.ok(runtime.stop(&spec.session_ref(), Stop::within(GRACE)).await)?;
     rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())
+}
+
+/// An agent that is killed in the middle of an action never hears what came of it; the next one does the action
+/// again, whatever the first had done by then.
+async fn interruptions(target: &dyn Target) -> Result<(), Violation> {
+    let rule = Rule("an action that was cut off anywhere can be done again, and leaves nothing twice");
+    let spec = newest(target.sleeper(name("cut-off")));
+    let session = spec.session_ref();
+    for after in CUT_OFF_AFTER {
+        let cut = |what| tracing::debug!(what, ?after, "is cut off");
+        cut("start");
+        cut_off(after, target.open().start(&spec)).await;
+        let runtime = target.open();
+        let started = rule.ok(runtime.start(&spec).await)?;
+        rule.equal("state", started.state, ObservedState::Running)?;
+        rule.equal("sessions", rule.ok(runtime.list().await)?.len(), 1)?;
+        cut("hibernate");
+        cut_off(after, target.open().hibernate(&session)).await;
+        let asleep = rule.ok(runtime.hibernate(&session).await)?;
+        rule.equal("state", asleep.state, ObservedState::Hibernated)?;
+        cut("wake");
+        cut_off(after, target.open().wake(&session)).await;
+        let awake = rule.ok(runtime.wake(&session).await)?;
+        rule.equal("state", awake.state, ObservedState::Running)?;
+        rule.equal("sessions", rule.ok(target.open().list().await)?.len(), 1)?;
+        cut("stop");
+        cut_off(after, target.open().stop(&session, Stop::within(GRACE))).await;
+        rule.ok(runtime.stop(&session, Stop::within(GRACE)).await)?;
+        rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())?;
+    }
+    Ok(())
+}
+
+/// Begins an action and drops it after a while.
+async fn cut_off<T>(after: Duration, action: BoxFuture<'_, T>) {
+    // Done in time or not, nobody looks at what came of it.
+    let _ = tokio::time::timeout(after, action).await;
+}
+
+/// The last but one rule, since the fence stays where it was raised to.
+async fn take_over(target: &dyn Target) -> Result<(), Violation> {
+    let rule = Rule("who takes over locks out who led before, and finds and ends what that one started");
+    let (before, after) = (target.open(), target.open());
+    let spec = newest(target.sleeper(name("taken-over")));
+    let started = rule.ok(before.start(&spec).await)?;
+    let newer = latest(spec.token);
+    rule.ok(after.take_over(newer).await)?;
+    rule.ok(after.take_over(newer).await)?;
+    rule.equal("list", rule.ok(after.list().await)?, vec![started])?;
+    let fenced = |error: &RuntimeError| matches!(error, RuntimeError::Fence(_));
+    let mut session = spec.session_ref();
+    let late = newest(target.sleeper(name("too-late")));
+    rule.refused("a late start", before.start(&late).await, fenced)?;
+    rule.refused("a late hibernate", before.hibernate(&session).await, fenced)?;
+    rule.refused(
+        "a late stop",
+        before.stop(&session, Stop::within(GRACE)).await,
+        fenced,
+    )?;
+    rule.refused("a late takeover", before.take_over(spec.token).await, fenced)?;
+    session.token = newer;
+    rule.ok(after.stop(&session, Stop::within(GRACE)).await)?;
+    for spec in [&spec, &late] {
+        rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())?;
+    }
+    Ok(())
 }
 
 async fn roll_back(target: &dyn Target) -> Result<(), Violation> {
     let rule = Rule("a start that fails says why, for good, and leaves nothing");
     let runtime = target.open();
-    let spec = newest(target.broken(name("broken")));
+    let mut spec = target.broken(name("broken"));
+    spec.token = latest(newest(spec.clone()).token);
     for _ in 0..2 {
         rule.refused("start", runtime.start(&spec).await, |error| !error.is_retryable())?;
         rule.equal("what is left", target.leftovers(&spec.session).await, Vec::new())?;
@@ -271,6 +356,11 @@ async fn roll_back(target: &dyn Target) -> Result<(), Violation> {
 
 fn name(what: &str) -> SessionName {
     SessionName::new(format!("conformance-{what}")).expect("lower-case words joined by a dash")
+}
+
+/// The token that [`take_over`] raises the fence to, from that of the rules before it.
+fn latest(token: Token) -> Token {
+    Token(token.0 + 1)
 }
 
 /// The token that [`fencing`] has raised the fence to.

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use regent_types::{AgentId, SessionName, TemplateName, Token, UserName};
+use regent_types::template::{ManifestMount, ManifestPort, ManifestSecurity, ManifestToleration};
+use regent_types::{AgentId, ClusterId, SessionName, TemplateName, Token, UserName};
 use serde::{Deserialize, Serialize};
 
 use crate::fence::FenceError;
@@ -67,15 +68,26 @@ impl std::str::FromStr for RuntimeKind {
     }
 }
 
+/// What a template must have for a runtime to start it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runs {
+    /// A command, for the machine's own programs.
+    Command,
+    /// An image.
+    Image,
+    /// A command that is `regent` itself, in an image made of it.
+    Regent,
+}
+
 /// One incarnation of a session: 1 and up, raised by the control plane each time it is started anew.
 pub type Generation = u64;
 
 /// What to do with a session that shall hibernate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HibernateMode {
     /// Freeze it and keep its memory; a wake continues where it was.
-    #[default]
     Stop,
     /// End it and keep its files; a wake starts the same specification again.
     Restart,
@@ -89,6 +101,43 @@ pub struct PortSpec {
     /// How long a start may wait until something accepts connections there. Not an error when it passes:
     /// the session runs all the same. Zero does not wait.
     pub ready_within: Duration,
+}
+
+/// What of a template matters to runtimes that have images.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// All ports that it serves on; the first is the one of [`StartSpec::port`].
+    pub ports: Vec<ManifestPort>,
+    /// Where volumes go.
+    pub mounts: Vec<ManifestMount>,
+    /// What it may and may not.
+    pub security: ManifestSecurity,
+    /// Only nodes with these labels.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that it stands.
+    pub tolerations: Vec<ManifestToleration>,
+    /// Names of secrets with which the image is pulled.
+    pub image_pull_secrets: Vec<String>,
+}
+
+impl ContainerSpec {
+    /// Where the home of a session is mounted: as the template says, else at `default`.
+    pub fn home_path<'a>(&'a self, default: &'a str) -> &'a str {
+        self.mounts
+            .iter()
+            .find(|mount| is_home(mount))
+            .map_or(default, |mount| &mount.mount_path)
+    }
+
+    /// The volumes besides the home.
+    pub fn other_mounts(&self) -> impl Iterator<Item = &ManifestMount> {
+        self.mounts.iter().filter(|mount| !is_home(mount))
+    }
+}
+
+/// `user-home` is what StreamSpace's templates call it.
+fn is_home(mount: &ManifestMount) -> bool {
+    mount.host_path.is_none() && matches!(mount.name.as_str(), "home" | "user-home")
 }
 
 /// Everything that is needed to start one generation of a session.
@@ -122,8 +171,11 @@ pub struct StartSpec {
     pub persistent_home: bool,
     /// Whether and how it serves a port.
     pub port: Option<PortSpec>,
-    /// What hibernating it means.
-    pub hibernate: HibernateMode,
+    /// What hibernating it means; none leaves it to the runtime.
+    pub hibernate: Option<HibernateMode>,
+    /// What matters to containers and pods only.
+    #[serde(default)]
+    pub container: ContainerSpec,
     /// Free words that come back in [`Observed::metadata`].
     pub metadata: BTreeMap<String, String>,
 }
@@ -150,6 +202,25 @@ pub struct SessionRef {
     pub token: Token,
 }
 
+/// How to end a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// How long it may take to end when asked, before it is forced.
+    pub grace: Duration,
+    /// Whether a persistent home goes too. One that another session uses stays.
+    pub delete_home: bool,
+}
+
+impl Stop {
+    /// Asks first and forces after `grace`; a persistent home stays.
+    pub fn within(grace: Duration) -> Self {
+        Self {
+            grace,
+            delete_home: false,
+        }
+    }
+}
+
 /// How a session's program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "how", content = "value", rename_all = "lowercase")]
@@ -158,6 +229,10 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// It took more memory than its limit allows and was killed.
+    OutOfMemory,
+    /// Its container was removed by somebody else.
+    Removed,
     /// It is gone and nobody saw how, for example because the machine went down.
     Unknown,
 }
@@ -167,6 +242,8 @@ impl fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
+            Self::OutOfMemory => f.write_str("ran out of memory: it needed more than its limit"),
+            Self::Removed => f.write_str("was removed by somebody else"),
             Self::Unknown => f.write_str("ended in an unknown way"),
         }
     }
@@ -223,8 +300,31 @@ pub enum RuntimeEvent {
         /// How it ended.
         exit: Exit,
     },
+    /// It runs, and something about it is worth telling: where it can be opened has changed, or why it does not
+    /// answer.
+    Changed {
+        /// What is true now.
+        observed: Box<Observed>,
+        /// For a person.
+        reason: String,
+    },
+    /// A start that takes long has come further.
+    Progress {
+        /// The session.
+        session: SessionName,
+        /// What is being done, for a person.
+        message: String,
+        /// How much of it is done, if that can be said.
+        percent: Option<u32>,
+    },
     /// Events were lost because the reader was too slow: call [`Runtime::list`] to see what is true.
     Lagged,
+    /// The engine went away and is back, and sessions may have gone with it. They count as missing: the control
+    /// plane is told what is here, and starts again what shall run.
+    Restarted {
+        /// What happened.
+        reason: String,
+    },
 }
 
 /// Why an action failed.
@@ -342,16 +442,29 @@ pub trait Runtime: Send + Sync + 'static {
     /// Names the target: equal for two replicas exactly if each would find the other's sessions.
     fn runtime_id(&self) -> &str;
 
+    /// What kinds of template it can start, for placement.
+    fn runs(&self) -> &'static [Runs];
+
+    /// Whether agents of other clusters may use the same target. Then nothing is found there before
+    /// [`Runtime::joined`] has told which sessions are this one's.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The agent belongs to this cluster. Told before anything is started, and always the same.
+    fn joined(&self, cluster: &ClusterId) {
+        let _ = cluster;
+    }
+
+    /// Raises the fence of the target to this token: from now on every older one is refused.
+    fn take_over(&self, token: Token) -> BoxFuture<'_, Result<(), RuntimeError>>;
+
     /// Starts a generation of a session, or answers with it if it is there already.
     fn start<'a>(&'a self, spec: &'a StartSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
 
-    /// Ends a session and removes all that belongs to it but a persistent home: asks first, forces after
-    /// `grace`. A session that is not here is a success.
-    fn stop<'a>(
-        &'a self,
-        session: &'a SessionRef,
-        grace: Duration,
-    ) -> BoxFuture<'a, Result<(), RuntimeError>>;
+    /// Ends a session and removes all that belongs to it, a persistent home only if asked. A session that is
+    /// not here is a success.
+    fn stop<'a>(&'a self, session: &'a SessionRef, how: Stop) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
     /// Makes a running session use no processor time until a wake.
     fn hibernate<'a>(&'a self, session: &'a SessionRef) -> BoxFuture<'a, Result<Observed, RuntimeError>>;

@@ -14,7 +14,8 @@ use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
 use regent_agent::runtime::{
-    Observed, ObservedState, Runtime, RuntimeError, RuntimeEvent, RuntimeKind, SessionRef, StartSpec,
+    Observed, ObservedState, Runs, Runtime, RuntimeError, RuntimeEvent, RuntimeKind, SessionRef, StartSpec,
+    Stop,
 };
 use regent_types::frame::{AgentFrame, CommandFrame, Hello, Incoming, ServerFrame};
 use regent_types::{CommandId, SessionName, Token};
@@ -335,6 +336,14 @@ impl Runtime for FakeRuntime {
         "fake:1"
     }
 
+    fn runs(&self) -> &'static [Runs] {
+        &[Runs::Command]
+    }
+
+    fn take_over(&self, _token: Token) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn start<'a>(&'a self, spec: &'a StartSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
         Box::pin(async move {
             self.starts.fetch_add(1, Ordering::SeqCst);
@@ -356,11 +365,7 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    fn stop<'a>(
-        &'a self,
-        session: &'a SessionRef,
-        _grace: Duration,
-    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
+    fn stop<'a>(&'a self, session: &'a SessionRef, _how: Stop) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
             self.sessions.lock().unwrap().remove(&session.session);
             Ok(())

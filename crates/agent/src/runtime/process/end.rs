@@ -96,11 +96,16 @@ pub(crate) fn end_shims(folder: &Path, patience: Duration) -> io::Result<()> {
     }
 }
 
-/// Stops all processes of the session by SIGSTOP, until a look finds none that is not stopped.
+/// Stops all processes of the session by SIGSTOP, until a look finds none that goes on. One that sleeps in the
+/// kernel stops only when it wakes, which for the parent of a stopped `vfork` child is after that one has gone on:
+/// it counts as stopped once it was signalled, since it runs none of its own code before.
 pub(crate) fn freeze(folder: &Path) -> io::Result<()> {
     let last = Instant::now() + FREEZE_WAIT;
+    let mut asked = BTreeSet::new();
     loop {
-        let moving = Scan::take()?.unstopped(folder);
+        let mut moving = Scan::take()?.unstopped(folder);
+        moving.retain(|(process, sleeps)| !(*sleeps && asked.contains(process)));
+        let moving: Vec<ProcessId> = moving.into_iter().map(|(process, _)| process).collect();
         if moving.is_empty() {
             return Ok(());
         }
@@ -109,6 +114,7 @@ pub(crate) fn freeze(folder: &Path) -> io::Result<()> {
         }
         for handle in open_all(&moving)? {
             handle.signal(Signal::STOP)?;
+            asked.insert(handle.process());
         }
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use regent_types::{SessionName, Token};
 
 use super::super::{
-    Exit, Generation, HibernateMode, Observed, ObservedState, RuntimeError, SessionRef, StartSpec,
+    Exit, Generation, HibernateMode, Observed, ObservedState, RuntimeError, SessionRef, StartSpec, Stop,
 };
 use super::ProcessOptions;
 use super::layout::{self, Hibernated, Launch, Layout, Running, SessionFolder, boot_id, now_ms};
@@ -106,6 +106,10 @@ impl Engine {
         self.layout.session(session).log_file()
     }
 
+    pub(super) fn take_over(&self, token: Token) -> Result<(), RuntimeError> {
+        Ok(self.fence.admit(token)?)
+    }
+
     pub(super) fn start(&self, spec: &StartSpec) -> Result<Launched, RuntimeError> {
         let lock = self.lock(&spec.session)?;
         self.fence.admit(spec.token)?;
@@ -141,7 +145,7 @@ impl Engine {
         launched
     }
 
-    pub(super) fn stop(&self, session: &SessionRef, grace: Duration) -> Result<(), RuntimeError> {
+    pub(super) fn stop(&self, session: &SessionRef, how: Stop) -> Result<(), RuntimeError> {
         let lock = self.lock(&session.session)?;
         self.fence.admit(session.token)?;
         let folder = self.layout.session(&session.session);
@@ -154,9 +158,41 @@ impl Engine {
                 asked: session.generation,
             });
         }
-        self.remove(&session.session, &folder, grace)?;
+        let launch = folder
+            .launch()
+            .map_err(|error| incomplete(&session.session, &error))?;
+        self.remove(&session.session, &folder, how.grace)?;
+        if let Some(Launch { spec, .. }) =
+            launch.filter(|launch| how.delete_home && launch.spec.persistent_home)
+        {
+            self.delete_home(&spec)?;
+        }
         lock.remove();
         Ok(())
+    }
+
+    /// Deletes a persistent home, unless another session has it.
+    fn delete_home(&self, spec: &StartSpec) -> Result<(), RuntimeError> {
+        let failed = io_error("cannot delete the session's home");
+        let delete = || {
+            for entry in fs::read_dir(self.layout.sessions())? {
+                let other = SessionFolder { path: entry?.path() };
+                let same = |other: Launch| {
+                    let other = other.spec;
+                    other.persistent_home
+                        && (other.user, &other.template) == (spec.user.clone(), &spec.template)
+                };
+                if other.launch()?.is_some_and(same) {
+                    tracing::info!(session = %spec.session, "its home stays: another session has it too");
+                    return Ok(());
+                }
+            }
+            match fs::remove_dir_all(self.layout.home(&spec.user, &spec.template)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        };
+        delete().map_err(failed)
     }
 
     pub(super) fn hibernate(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
@@ -391,7 +427,7 @@ impl Engine {
                 };
                 (state, shim_alive.or(program_alive))
             }
-            _ if hibernated && launch.spec.hibernate == HibernateMode::Restart => {
+            _ if hibernated && mode(Some(&launch)) == HibernateMode::Restart => {
                 (ObservedState::Hibernated, None)
             }
             (Some(_), Some(exit)) => (ObservedState::Exited(exit), None),
@@ -492,7 +528,9 @@ fn url(port: u16) -> String {
 
 /// A session without a record (its file was damaged) can only be frozen.
 fn mode(launch: Option<&Launch>) -> HibernateMode {
-    launch.map_or(HibernateMode::Stop, |launch| launch.spec.hibernate)
+    launch
+        .and_then(|launch| launch.spec.hibernate)
+        .unwrap_or(HibernateMode::Stop)
 }
 
 fn incomplete(session: &SessionName, error: &io::Error) -> RuntimeError {

@@ -20,13 +20,13 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
-use regent_types::SessionName;
+use regent_types::{SessionName, Token};
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Generation, Observed, ObservedState, Runtime, RuntimeError, RuntimeEvent, RuntimeKind, SessionRef,
-    StartSpec,
+    Generation, Observed, ObservedState, Runs, Runtime, RuntimeError, RuntimeEvent, RuntimeKind, SessionRef,
+    StartSpec, Stop,
 };
 use crate::lifeline::{self, ProcessId};
 
@@ -178,6 +178,14 @@ impl Runtime for ProcessRuntime {
         &self.runtime_id
     }
 
+    fn runs(&self) -> &'static [Runs] {
+        &[Runs::Command]
+    }
+
+    fn take_over(&self, token: Token) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        Box::pin(self.shared.blocking(move |engine| engine.take_over(token)))
+    }
+
     fn start<'a>(&'a self, spec: &'a StartSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
         Box::pin(async move {
             let spec = spec.clone();
@@ -186,15 +194,11 @@ impl Runtime for ProcessRuntime {
         })
     }
 
-    fn stop<'a>(
-        &'a self,
-        session: &'a SessionRef,
-        grace: Duration,
-    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
+    fn stop<'a>(&'a self, session: &'a SessionRef, how: Stop) -> BoxFuture<'a, Result<(), RuntimeError>> {
         Box::pin(async move {
             let session = session.clone();
             self.shared
-                .blocking(move |engine| engine.stop(&session, grace))
+                .blocking(move |engine| engine.stop(&session, how))
                 .await
         })
     }

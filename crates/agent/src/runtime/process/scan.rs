@@ -91,12 +91,12 @@ impl Scan {
             .collect()
     }
 
-    /// Those of its processes that are not stopped by a signal.
-    pub(crate) fn unstopped(&self, folder: &Path) -> Vec<ProcessId> {
+    /// Those of its processes that are not stopped by a signal, and whether they sleep where no signal reaches them.
+    pub(crate) fn unstopped(&self, folder: &Path) -> Vec<(ProcessId, bool)> {
         let members = self.members_seen(folder).into_iter();
         members
             .filter(|seen| seen.state != 'T' && seen.state != 't')
-            .map(|seen| seen.process)
+            .map(|seen| (seen.process, seen.state == 'D'))
             .collect()
     }
 
