@@ -25,6 +25,7 @@ pub mod journal;
 mod leadership;
 pub mod lifeline;
 mod membership;
+pub mod names;
 mod options;
 pub mod permit;
 mod present;

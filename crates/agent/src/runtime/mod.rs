@@ -189,7 +189,34 @@ impl StartSpec {
             token: self.token,
         }
     }
+
+    /// What Regent tells a session of itself, in whatever runtime. A template cannot replace it.
+    pub fn regent_env(&self) -> [(&'static str, String); 5] {
+        [
+            (ENV_SESSION, self.session.to_string()),
+            (ENV_GENERATION, self.generation.to_string()),
+            (ENV_TOKEN, self.token.to_string()),
+            ("REGENT_AGENT", self.agent.to_string()),
+            ("REGENT_USER", self.user.to_string()),
+        ]
+    }
+
+    /// Refuses names that no environment can have: one with `=` in it could pose as one of Regent's.
+    pub fn check_env(&self) -> Result<(), String> {
+        match self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+            Some(name) => Err(format!("{name:?} cannot be the name of an environment variable")),
+            None => Ok(()),
+        }
+    }
 }
+
+/// The session, in its environment.
+pub const ENV_SESSION: &str = "REGENT_SESSION";
+/// Its generation.
+pub const ENV_GENERATION: &str = "REGENT_GENERATION";
+/// The fencing token under which it was started. Not `REGENT_TOKEN`: that is where the command line looks for an API
+/// token.
+pub const ENV_TOKEN: &str = "REGENT_FENCING_TOKEN";
 
 /// Names one generation of a session, and the token under which something is done to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

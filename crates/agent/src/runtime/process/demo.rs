@@ -1,7 +1,7 @@
 //! The program of the built-in template `demo`: a page that says which session it is.
 //!
-//! It is in the binary itself so that a first session needs nothing else. It serves on `PORT`, on loopback,
-//! and ends by SIGTERM's default action.
+//! It is in the binary itself so that a first session needs nothing else. It serves on `PORT`, on `HOST` or else
+//! on loopback, and ends by SIGTERM.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -46,8 +46,12 @@ fn serve() -> io::Result<std::convert::Infallible> {
         ("agent", &variable("REGENT_AGENT")),
     ]))
     .into();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-    writeln!(io::stdout(), "demo: serving on http://127.0.0.1:{port}/")?;
+    let host = Some(variable("HOST")).filter(|host| !host.is_empty());
+    let host = host.map_or(Ok(Ipv4Addr::LOCALHOST), |host| host.parse());
+    let host =
+        host.map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "HOST is not an IPv4 address"))?;
+    let listener = TcpListener::bind((host, port))?;
+    writeln!(io::stdout(), "demo: serving on http://{host}:{port}/")?;
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let (client, _) = listener.accept()?;

@@ -15,12 +15,9 @@ use std::time::{Duration, Instant};
 use regent_types::SessionName;
 use rustix::event::{PollFd, PollFlags};
 
-use super::super::{ObservedState, RuntimeError, StartSpec};
+use super::super::{ENV_SESSION, ObservedState, RuntimeError, StartSpec};
 use super::engine::{Engine, Launched, describe};
-use super::layout::{
-    ENV_FOLDER, ENV_GENERATION, ENV_SESSION, ENV_SHIM, ENV_TOKEN, Launch, Reply, SessionFolder,
-    private_folder,
-};
+use super::layout::{ENV_FOLDER, ENV_SHIM, Launch, Reply, SessionFolder, private_folder};
 use crate::files;
 use crate::lifeline::poll_for;
 
@@ -168,10 +165,7 @@ fn check(spec: &StartSpec) -> Result<(), String> {
     if spec.command.is_empty() {
         return Err("the template names no program".to_owned());
     }
-    match spec.env.keys().find(|name| name.is_empty() || name.contains('=')) {
-        Some(name) => Err(format!("{name:?} cannot be the name of an environment variable")),
-        None => Ok(()),
-    }
+    spec.check_env()
 }
 
 /// The whole environment of a session's program: nothing comes from the agent's but `PATH`, and what
@@ -188,15 +182,11 @@ fn environment(
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
     ]);
     env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let ours = [
-        (ENV_SESSION, spec.session.to_string()),
+    let places = [
         (ENV_FOLDER, folder.path.to_string_lossy().into_owned()),
-        (ENV_GENERATION, spec.generation.to_string()),
-        (ENV_TOKEN, spec.token.to_string()),
-        ("REGENT_AGENT", spec.agent.to_string()),
-        ("REGENT_USER", spec.user.to_string()),
         ("HOME", home.to_string_lossy().into_owned()),
     ];
+    let ours = spec.regent_env().into_iter().chain(places);
     env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
     env.remove(ENV_SHIM);
     if let Some(port) = port {

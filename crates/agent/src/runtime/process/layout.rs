@@ -33,12 +33,6 @@ use crate::lifeline::ProcessId;
 pub(crate) const ENV_FOLDER: &str = "REGENT_SESSION_DIR";
 /// Marks the shim in the same way; it is not part of the session that it watches.
 pub(crate) const ENV_SHIM: &str = "REGENT_SHIM_DIR";
-/// The session's name.
-pub(crate) const ENV_SESSION: &str = "REGENT_SESSION";
-/// The generation.
-pub(crate) const ENV_GENERATION: &str = "REGENT_GENERATION";
-/// The fencing token. Not `REGENT_TOKEN`: that is where the command line looks for an API token.
-pub(crate) const ENV_TOKEN: &str = "REGENT_FENCING_TOKEN";
 
 /// `launch.json`: all that the shim needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use regent_types::{SessionName, Token};
 
-use super::super::Generation;
-use super::layout::{ENV_FOLDER, ENV_GENERATION, ENV_SESSION, ENV_SHIM, ENV_TOKEN};
+use super::super::{ENV_GENERATION, ENV_SESSION, ENV_TOKEN, Generation};
+use super::layout::{ENV_FOLDER, ENV_SHIM};
 use crate::lifeline::{ProcessId, Stat};
 
 /// The most of an environment that is read. Linux allows more; a marker hidden behind this much is found

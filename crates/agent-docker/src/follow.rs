@@ -1,0 +1,150 @@
+//! Follows the engine's events, and what they mean for sessions.
+//!
+//! The engine keeps only a few events for those who come late, so after every gap what is there is compared with what
+//! was known instead; nothing is lost by a gap of any length.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bollard::models::EventMessage;
+use bollard::query_parameters::EventsOptionsBuilder;
+use futures::StreamExt as _;
+use regent_agent::runtime::RuntimeEvent;
+use regent_client::backoff::FullJitter;
+use regent_types::Time;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Engine, Shared};
+use crate::names;
+
+/// The ceiling of the first wait for an engine that went away.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The ceiling of later waits: an engine that is back is noticed within a second.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// What happens to containers that matters here.
+const ACTIONS: [&str; 4] = ["die", "destroy", "oom", "health_status"];
+
+/// Follows until it is stopped, or the runtime is gone.
+pub(crate) async fn follow(engine: Weak<Engine>, stopped: CancellationToken) {
+    let mut wait = FullJitter::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut was_away = false;
+    loop {
+        let Some(shared) = engine.upgrade() else { return };
+        tokio::select! {
+            () = once(&shared, &mut was_away, &mut wait) => {}
+            () = stopped.cancelled() => return,
+        }
+        drop(shared);
+        tokio::select! {
+            () = tokio::time::sleep(wait.next_delay()) => {}
+            () = stopped.cancelled() => return,
+        }
+    }
+}
+
+/// One stream of events, until it breaks.
+async fn once(engine: &Shared, was_away: &mut bool, wait: &mut FullJitter) {
+    let filters = std::collections::HashMap::from([
+        ("type".to_owned(), vec!["container".to_owned()]),
+        ("event".to_owned(), ACTIONS.map(str::to_owned).to_vec()),
+        (
+            "label".to_owned(),
+            vec![format!("{}={}", names::AGENT, engine.options.agent)],
+        ),
+    ]);
+    // By the engine's clock: what happens from here on is among the events, also what happens before they are asked for.
+    let Some(since) = engine_time(engine).await else {
+        note_away(was_away);
+        return;
+    };
+    let options = EventsOptionsBuilder::new()
+        .since(&since)
+        .filters(&filters)
+        .build();
+    let mut events = engine.docker.events(Some(options));
+    if let Err(error) = engine.compare(*was_away).await {
+        tracing::warn!(%error, "what happened while the engine was away cannot be found out yet");
+        return;
+    }
+    if std::mem::take(was_away) {
+        tracing::info!("the engine is back");
+    }
+    wait.reset();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => happened(engine, event).await,
+            Err(error) => {
+                tracing::warn!(%error, "the engine's events broke off");
+                break;
+            }
+        }
+    }
+    note_away(was_away);
+}
+
+/// The engine's time, as it wants it for events: seconds with a fraction.
+async fn engine_time(engine: &Engine) -> Option<String> {
+    let info = engine.docker.info().await.ok()?;
+    let time: Time = info.system_time?.parse().ok()?;
+    Some(format!("{}.{:03}000000", time.0 / 1000, time.0 % 1000))
+}
+
+fn note_away(was_away: &mut bool) {
+    if !std::mem::replace(was_away, true) {
+        tracing::warn!("the engine does not answer; sessions are looked at when it is back");
+    }
+}
+
+async fn happened(engine: &Arc<Engine>, event: EventMessage) {
+    let Some(actor) = event.actor else { return };
+    let (Some(id), Some(labels)) = (actor.id, actor.attributes) else {
+        return;
+    };
+    let Some(scope) = engine.scope() else { return };
+    let ours = labels.get(names::CLUSTER).map(String::as_str) == Some(scope.cluster.as_str());
+    let Some(identity) = names::identity(&labels).filter(|_| ours) else {
+        return;
+    };
+    let action = event.action.unwrap_or_default();
+    let done = if let Some(health) = action.strip_prefix("health_status") {
+        health_changed(engine, &id, health.trim_start_matches([':', ' '])).await
+    } else if action == "oom" {
+        // Its end, if it ends by it, is told when it comes.
+        tracing::warn!(session = %identity.session, "ran out of memory");
+        Ok(())
+    } else {
+        engine.after_end(&id, &identity).await
+    };
+    if let Err(error) = done {
+        tracing::warn!(session = %identity.session, %error, "what happened to it cannot be found out");
+    }
+}
+
+async fn health_changed(
+    engine: &Engine,
+    id: &str,
+    health: &str,
+) -> Result<(), regent_agent::runtime::RuntimeError> {
+    let Some(scope) = engine.scope() else {
+        return Ok(());
+    };
+    if let Some(found) = engine.inspect(&scope, id).await? {
+        let last = found
+            .inspected
+            .state
+            .as_ref()
+            .and_then(|state| state.health.as_ref())
+            .and_then(|health| health.log.as_ref()?.last().cloned());
+        let said = last.and_then(|check| check.output).unwrap_or_default();
+        let reason = match said.trim() {
+            "" => format!("its health check says: {health}"),
+            said => format!(
+                "its health check says: {health}: {}",
+                said.chars().take(200).collect::<String>()
+            ),
+        };
+        let observed = Box::new(engine.seen(&found));
+        let _ = engine.events.send(RuntimeEvent::Changed { observed, reason });
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! Start: create what is missing, wait until it runs, and take all of it back if it does not.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Resource;
+use kube::api::{Api, Patch, PostParams};
+use regent_agent::runtime::{Observed, RuntimeError, SessionRef, StartSpec, Stop};
+use regent_types::Token;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::{self, ApiError, answer, named};
+use crate::change::{self, Object, TRIES};
+use crate::engine::{Engine, read};
+use crate::found::Found;
+use crate::names::MANAGER;
+use crate::objects::{Plan, token_of};
+use crate::record::{Phase, Record};
+use crate::settle::Unsettled;
+
+/// The grace of a generation that is replaced.
+const REPLACE_GRACE: Duration = Duration::from_secs(10);
+
+impl Engine {
+    pub(crate) async fn start(&self, spec: &StartSpec) -> Result<Observed, RuntimeError> {
+        let scope = self.admit(spec.token).await?;
+        let deadline = Instant::now() + self.options.start_within;
+        let plan = Plan::new(scope, &self.options, spec).map_err(|reason| RuntimeError::BadSpec {
+            session: spec.session.clone(),
+            reason,
+        })?;
+        let session = spec.session_ref();
+        self.begins(&session.session, session.generation);
+        let found = self.obtain(&plan, &session).await?;
+        let record = &found.record;
+        match record.phase {
+            Phase::Starting => {}
+            Phase::Waking => return self.await_wake(&session, record, deadline).await,
+            Phase::Started => {
+                // Somebody may have deleted its Service.
+                self.complete(&plan, record, &session).await?;
+                return Ok(found.observed(&self.space.namespace));
+            }
+            Phase::Hibernated | Phase::Ended(_) | Phase::Stopping => {
+                return Ok(found.observed(&self.space.namespace));
+            }
+        }
+        let up = match self.complete(&plan, record, &session).await {
+            Ok(()) => self.settle(&session, record, deadline).await,
+            Err(error) => Err(Unsettled::Api(error)),
+        };
+        match up {
+            Ok(()) => {
+                self.has_come_up(&session, record).await?;
+                self.observe(&session).await
+            }
+            Err(unsettled) => {
+                if !matches!(unsettled, Unsettled::Gone(_)) {
+                    self.take_back(&session).await;
+                }
+                Err(unsettled.into_error(&session.session))
+            }
+        }
+    }
+
+    /// The Deployment of this generation: the one that is there, or a new one.
+    async fn obtain(&self, plan: &Plan, session: &SessionRef) -> Result<Found, RuntimeError> {
+        for _ in 0..TRIES {
+            match self.look(&session.session).await? {
+                Some(found) if found.record.generation > session.generation => {
+                    return found.is_meant_by(session).map(|()| found);
+                }
+                Some(found)
+                    if found.record.generation == session.generation
+                        && !found.record.going
+                        && found.record.phase != Phase::Stopping =>
+                {
+                    return Ok(found);
+                }
+                // An older generation, or one whose removal was begun: none of it may be there when the next begins.
+                Some(_) => self.remove(session, Stop::within(REPLACE_GRACE)).await?,
+                None => {
+                    Box::pin(self.await_gone(session, REPLACE_GRACE)).await?;
+                    if let Some(record) = self.create(plan, session).await? {
+                        return Ok(Found {
+                            record,
+                            pods: Vec::new(),
+                        });
+                    }
+                }
+            }
+        }
+        Err(RuntimeError::StartFailed {
+            session: session.session.clone(),
+            reason: format!("others started and stopped it {TRIES} times in a row"),
+        })
+    }
+
+    /// Creates the Deployment; nothing if another replica was faster. An apply would overwrite what that one
+    /// made: a creation is fenced by its unique name, and only a create is a creation.
+    async fn create(&self, plan: &Plan, session: &SessionRef) -> Result<Option<Record>, RuntimeError> {
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        match answer(self.space.deployments().create(&params, &plan.deployment)).await {
+            Ok(created) => {
+                tracing::info!(session = %session.session, generation = session.generation, deployment = plan.name, "created");
+                read(&created).map(Some)
+            }
+            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) => Err(refused::<Deployment>(error, &plan.name, session)),
+        }
+    }
+
+    /// Creates the claim and the Service where they are missing, and has this token on all three.
+    async fn complete(&self, plan: &Plan, record: &Record, session: &SessionRef) -> Result<(), RuntimeError> {
+        let deployments = self.space.deployments();
+        let adopted = change::change(
+            &deployments,
+            &record.name,
+            session.token,
+            |deployment: &Deployment| Ok(raised(deployment, session.token)),
+        );
+        adopted.await?;
+        let (name, claim) = plan.claim(record);
+        self.ensure(&self.space.claims(), name, &claim, session).await?;
+        if let Some(service) = plan.service(record) {
+            self.ensure(&self.space.services(), &record.name, &service, session)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Applies an object that is missing. One that is there stays as it is, but for the token: a claim cannot be
+    /// changed, and its size may be configured anew since.
+    async fn ensure<K: Object>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        object: &Value,
+        session: &SessionRef,
+    ) -> Result<(), RuntimeError> {
+        let mut waiting = self.waiting_for(&session.session);
+        let deadline = Instant::now() + self.options.start_within;
+        loop {
+            let there = change::change(api, name, session.token, |found: &K| {
+                Ok(raised(found, session.token))
+            });
+            match there.await? {
+                Some(found) if found.meta().deletion_timestamp.is_none() => return Ok(()),
+                Some(_) if Instant::now() >= deadline => {
+                    return Err(RuntimeError::StartFailed {
+                        session: session.session.clone(),
+                        reason: format!("{} of an earlier session does not go away", named::<K>(name)),
+                    });
+                }
+                Some(_) => waiting.a_while().await,
+                None => {
+                    let applied = answer(api.patch(name, &api::applying(), &Patch::Apply(object))).await;
+                    return match applied {
+                        Ok(_) => Ok(()),
+                        Err(error) => Err(refused::<K>(error, name, session)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// From here on it is a session that runs, and no start or wake takes it back.
+    pub(crate) async fn has_come_up(
+        &self,
+        session: &SessionRef,
+        record: &Record,
+    ) -> Result<(), RuntimeError> {
+        let deployments = self.space.deployments();
+        let marked = change::change(
+            &deployments,
+            &record.name,
+            session.token,
+            |deployment: &Deployment| {
+                let now = read(deployment)?;
+                let ours = now.uid == record.uid && !now.going;
+                let up = matches!(now.phase, Phase::Starting | Phase::Waking);
+                Ok((ours && up).then(|| Phase::Started.patch()))
+            },
+        );
+        marked.await.map(|_| ())
+    }
+
+    /// The session as it is now, after an action on it.
+    pub(crate) async fn observe(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
+        let found = self.look(&session.session).await?;
+        let found = found.filter(|found| !found.record.going);
+        let found = found.ok_or_else(|| RuntimeError::NotFound {
+            session: session.session.clone(),
+        })?;
+        found.is_meant_by(session)?;
+        Ok(found.observed(&self.space.namespace))
+    }
+
+    async fn take_back(&self, session: &SessionRef) {
+        match self.remove(session, Stop::within(Duration::ZERO)).await {
+            Ok(()) => self.forgets(&session.session),
+            Err(error) => {
+                tracing::error!(session = %session.session, %error, "a failed start left something");
+            }
+        }
+    }
+}
+
+/// The patch that has a token on an object, if it is not there yet.
+fn raised<K: Resource>(object: &K, token: Token) -> Option<Value> {
+    (token_of(object.meta().annotations.as_ref()) < token).then(|| json!({}))
+}
+
+/// What the server's refusal of an object means for a start.
+fn refused<K: Object>(error: ApiError, name: &str, session: &SessionRef) -> RuntimeError {
+    if error.is_invalid() {
+        return RuntimeError::BadSpec {
+            session: session.session.clone(),
+            reason: error.to_string(),
+        };
+    }
+    error.at(format!("cannot create {}", named::<K>(name)))
+}
