@@ -116,3 +116,147 @@ fn contended<K: Object>(name: &str) -> RuntimeError {
         source: format!("it was changed by others {TRIES} times in a row").into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{Method, Request, Response};
+    use k8s_openapi::api::apps::v1::Deployment;
+    use kube::Client;
+    use kube::client::Body;
+    use tower::service_fn;
+
+    use super::*;
+
+    /// A Deployment that another leader changes, with a token of its own, just before each of the first `rivals` writes.
+    #[derive(Default)]
+    struct Server {
+        version: u64,
+        token: u64,
+        rivals: u64,
+        writes: Vec<Value>,
+    }
+
+    impl Server {
+        fn object(&self) -> Value {
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {
+                    "name": "d", "uid": "u", "resourceVersion": self.version.to_string(),
+                    "annotations": { annotation::TOKEN: self.token.to_string() },
+                },
+            })
+        }
+
+        fn serve(&mut self, method: &Method, body: &[u8]) -> (u16, Value) {
+            if method == Method::GET {
+                return (200, self.object());
+            }
+            let sent: Value = serde_json::from_slice(body).unwrap();
+            let version = match *method {
+                Method::PATCH => &sent["metadata"]["resourceVersion"],
+                _ => &sent["preconditions"]["resourceVersion"],
+            };
+            if self.rivals > 0 {
+                self.rivals -= 1;
+                self.version += 1;
+            }
+            if *version != self.version.to_string() {
+                let conflict = json!({
+                    "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "changed",
+                });
+                return (409, conflict);
+            }
+            self.version += 1;
+            self.writes.push(sent);
+            (200, self.object())
+        }
+    }
+
+    fn api(server: &Arc<Mutex<Server>>) -> Api<Deployment> {
+        let server = Arc::clone(server);
+        let service = service_fn(move |request: Request<Body>| {
+            let server = Arc::clone(&server);
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let (status, answer) = server.lock().unwrap().serve(&parts.method, &body);
+                let answer = Response::builder()
+                    .status(status)
+                    .body(Body::from(answer.to_string().into_bytes()));
+                Ok::<_, Infallible>(answer.unwrap())
+            }
+        });
+        Api::namespaced(Client::new(service, "ns"), "ns")
+    }
+
+    fn server(token: u64, rivals: u64) -> Arc<Mutex<Server>> {
+        Arc::new(Mutex::new(Server {
+            token,
+            rivals,
+            ..Server::default()
+        }))
+    }
+
+    fn to_zero(_: &Deployment) -> Result<Option<Value>, RuntimeError> {
+        Ok(Some(json!({ "spec": { "replicas": 0 } })))
+    }
+
+    #[tokio::test]
+    async fn a_change_is_tried_again_at_the_version_that_is_there_now() {
+        let server = server(5, 2);
+        change(&api(&server), "d", Token(7), to_zero).await.unwrap();
+        let writes = &server.lock().unwrap().writes;
+        assert_eq!(
+            *writes,
+            [json!({
+                "metadata": { "resourceVersion": "2", "annotations": { annotation::TOKEN: "7" } },
+                "spec": { "replicas": 0 },
+            })]
+        );
+    }
+
+    /// What a leader does that passed the fence, read the object, and was replaced in that moment.
+    #[tokio::test]
+    async fn a_late_change_and_a_late_delete_are_refused_also_past_the_fence() {
+        let server = server(5, 1);
+        let api = api(&server);
+        let adopted = |server: &Arc<Mutex<Server>>| server.lock().unwrap().token = 9;
+        let late = change(&api, "d", Token(7), |found| {
+            adopted(&server);
+            to_zero(found)
+        });
+        let fenced = |error: &RuntimeError| {
+            matches!(
+                error,
+                RuntimeError::Fence(FenceError::Fenced {
+                    asked: Token(7),
+                    highest: Token(9)
+                })
+            )
+        };
+        assert!(fenced(&late.await.unwrap_err()));
+        let (token, rivals) = (5, 1);
+        *server.lock().unwrap() = Server {
+            token,
+            rivals,
+            ..Server::default()
+        };
+        let how = DeleteParams::foreground();
+        let late = delete(&api, "d", Token(7), &how, |_: &Deployment| {
+            adopted(&server);
+            Ok(true)
+        });
+        assert!(fenced(&late.await.unwrap_err()));
+        assert_eq!(server.lock().unwrap().writes, Vec::<Value>::new());
+    }
+
+    #[tokio::test]
+    async fn a_fight_is_given_up() {
+        let server = server(5, u64::MAX);
+        let error = change(&api(&server), "d", Token(7), to_zero).await.unwrap_err();
+        assert!(error.is_retryable(), "{error:?}");
+    }
+}

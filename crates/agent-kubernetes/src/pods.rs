@@ -86,6 +86,21 @@ fn is_going(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() || phase == Some("Failed")
 }
 
+/// Whether a pod is being deleted and its container has ended, so that nothing of it runs any more.
+pub(crate) fn is_at_rest(pod: &Pod) -> bool {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    let ended = statuses.is_some_and(|statuses| {
+        statuses.iter().all(|container| {
+            let state = container.state.as_ref();
+            state.is_some_and(|state| state.terminated.is_some())
+        })
+    });
+    pod.metadata.deletion_timestamp.is_some() && ended
+}
+
 /// What the container of a pod does.
 pub(crate) fn condition(pod: &Pod) -> Condition {
     let Some(status) = &pod.status else {
@@ -310,6 +325,18 @@ mod tests {
                 pull: false
             }
         );
+    }
+
+    #[test]
+    fn a_pod_is_at_rest_when_it_goes_and_its_container_has_ended() {
+        let going = |mut pod: Pod| {
+            pod.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+            pod
+        };
+        let ended = with(&json!({ "state": { "terminated": { "exitCode": 0 } } }));
+        let running = with(&json!({ "state": { "running": {} } }));
+        assert!(is_at_rest(&going(ended.clone())) && !is_at_rest(&ended));
+        assert!(!is_at_rest(&going(running)) && !is_at_rest(&going(pod(&json!({})))));
     }
 
     #[test]

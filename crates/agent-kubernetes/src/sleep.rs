@@ -1,4 +1,4 @@
-//! Hibernate and wake: no pods and one. A pod cannot be frozen, so its program ends and begins again; its home
+//! Hibernate and wake: no pod and one. A pod cannot be frozen, so its program ends and begins again; its home
 //! stays.
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ impl Engine {
         self.admit(session.token).await?;
         let found = self.existing(session, "hibernate").await?;
         self.enter(session, &found.record, &Phase::Hibernated).await?;
-        self.await_no_pods(session, HIBERNATE_GRACE).await?;
+        self.await_rest(session, HIBERNATE_GRACE).await?;
         self.observe(session).await
     }
 
@@ -42,7 +42,7 @@ impl Engine {
         self.begins(&session.session, session.generation);
         if asleep {
             // A hibernate that was cut off may have left the old pod on its way out, with the same home.
-            self.await_no_pods(session, HIBERNATE_GRACE).await?;
+            self.await_rest(session, HIBERNATE_GRACE).await?;
             self.enter(session, &found.record, &Phase::Waking).await?;
         }
         self.await_wake(session, &found.record, deadline).await

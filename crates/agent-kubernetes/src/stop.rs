@@ -18,6 +18,7 @@ use crate::change;
 use crate::engine::{Engine, Waiting, read};
 use crate::names::{Scope, label};
 use crate::objects::TERMINATION_GRACE_SECONDS;
+use crate::pods;
 use crate::record::Phase;
 
 /// How long Kubernetes may take to delete what it was told to, beyond the grace of containers.
@@ -162,17 +163,15 @@ impl Engine {
         }
     }
 
-    /// Waits until a session that was scaled to zero has no pod.
-    pub(crate) async fn await_no_pods(
-        &self,
-        session: &SessionRef,
-        grace: Duration,
-    ) -> Result<(), RuntimeError> {
+    /// Waits until nothing of a session that was scaled to zero runs. A pod whose container has ended begins no other
+    /// on its way out; how long its node takes to forget it is nobody's business.
+    pub(crate) async fn await_rest(&self, session: &SessionRef, grace: Duration) -> Result<(), RuntimeError> {
         let selector = self.scope()?.session_selector(&session.session);
         let deadline = deadline(grace);
         let mut waiting = self.waiting_for(&session.session);
         loop {
             let pods: Vec<Pod> = api::list(&self.space.pods(), &selector).await?;
+            let pods: Vec<Pod> = pods.into_iter().filter(|pod| !pods::is_at_rest(pod)).collect();
             if pods.is_empty() {
                 return Ok(());
             }

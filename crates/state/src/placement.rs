@@ -1,13 +1,14 @@
 //! Which agent takes a session: decided inside apply, so that it cannot be taken twice.
 //!
-//! An agent may take it when it is eligible, online, as wanted (platform, region, labels) and has
-//! room (sessions, cpu, memory). Of those the least loaded does: the one whose fullest dimension is
+//! An agent may take it when it is eligible, online, as wanted (platform, region, labels), can run the template (an
+//! image, a command, or `regent` itself) and has room (sessions, cpu, memory). Of those the least loaded does: the one whose fullest dimension is
 //! least full, then the one with fewer sessions, then the first by id. Shares are compared by
 //! cross-multiplication, since fractions must come out the same on every node.
 
 use std::cmp::Ordering;
 
 use regent_types::AgentId;
+use serde::Deserialize;
 
 use crate::limits::MAX_REFUSALS;
 use crate::record::{Agent, Capacity, Placement, Scheduling, Usage};
@@ -19,11 +20,17 @@ pub(crate) fn choose(
     cpu: u64,
     memory: u64,
     wanted: &Placement,
+    manifest: &str,
 ) -> Result<AgentId, Vec<(AgentId, String)>> {
+    let offers = offers(manifest);
     let best = state
         .agents()
         .values()
-        .filter(|agent| may_take(state, agent, wanted) && room(agent, cpu, memory).is_none())
+        .filter(|agent| {
+            may_take(state, agent, wanted)
+                && room(agent, cpu, memory).is_none()
+                && unable(agent, &offers).is_none()
+        })
         .min_by(|a, b| compare(a, b));
     match best {
         Some(agent) => Ok(agent.id.clone()),
@@ -31,7 +38,12 @@ pub(crate) fn choose(
             .agents()
             .values()
             .take(MAX_REFUSALS)
-            .map(|agent| (agent.id.clone(), refusal(state, agent, cpu, memory, wanted)))
+            .map(|agent| {
+                let why = refusal(state, agent, wanted)
+                    .or_else(|| unable(agent, &offers))
+                    .or_else(|| room(agent, cpu, memory));
+                (agent.id.clone(), why.unwrap_or_default())
+            })
             .collect()),
     }
 }
@@ -57,26 +69,75 @@ fn is_led(state: &State, agent: &Agent) -> bool {
     agent.leading().is_some() || (agent.is_online() && state.has_successor(&agent.id))
 }
 
-/// Why not, in the order in which a person would ask: is it there, may it, is it the right one, has it room.
-fn refusal(state: &State, agent: &Agent, cpu: u64, memory: u64, wanted: &Placement) -> String {
+/// Why not, in the order in which a person would ask: is it there, may it, is it the right one.
+fn refusal(state: &State, agent: &Agent, wanted: &Placement) -> Option<String> {
     if agent.connections.is_empty() {
-        return if agent.offline_reason.is_empty() {
+        return Some(if agent.offline_reason.is_empty() {
             "offline".to_owned()
         } else {
             format!("offline ({})", agent.offline_reason)
-        };
+        });
     }
     if !is_led(state, agent) {
-        return "none of its replicas leads".to_owned();
+        return Some("none of its replicas leads".to_owned());
     }
     match agent.scheduling {
-        Scheduling::Cordoned => return "cordoned".to_owned(),
-        Scheduling::Draining { .. } => return "draining".to_owned(),
+        Scheduling::Cordoned => return Some("cordoned".to_owned()),
+        Scheduling::Draining { .. } => return Some("draining".to_owned()),
         Scheduling::Eligible => {}
     }
     mismatch(agent, wanted)
-        .or_else(|| room(agent, cpu, memory))
-        .unwrap_or_default()
+}
+
+/// What of a template a runtime can start, in the words that agents register with.
+const IMAGE: &str = "image";
+const COMMAND: &str = "command";
+const REGENT: &str = "regent";
+
+/// What of a template could be started; nothing when it cannot be told.
+fn offers(manifest: &str) -> Vec<&'static str> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Spec {
+        base_image: String,
+        command: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Manifest {
+        #[serde(default)]
+        spec: Spec,
+    }
+    let Ok(Manifest { spec }) = serde_json::from_str(manifest) else {
+        return Vec::new();
+    };
+    let mut offers = Vec::new();
+    if !spec.base_image.is_empty() {
+        offers.push(IMAGE);
+    }
+    if let Some(program) = spec.command.first() {
+        offers.push(COMMAND);
+        if spec.base_image.is_empty() && program == "regent" {
+            offers.push(REGENT);
+        }
+    }
+    offers
+}
+
+/// Why the agent cannot run what the template offers. One that does not say what it runs may be tried.
+fn unable(agent: &Agent, offers: &[&str]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Told {
+        runs: Option<Vec<String>>,
+    }
+    let runs = serde_json::from_str::<Told>(&agent.metadata).ok()?.runs?;
+    if offers.is_empty() || runs.iter().any(|one| offers.contains(&one.as_str())) {
+        return None;
+    }
+    Some(if offers.contains(&COMMAND) {
+        "it runs images, and the template has none".to_owned()
+    } else {
+        "it runs commands, and the template has only an image".to_owned()
+    })
 }
 
 fn mismatch(agent: &Agent, wanted: &Placement) -> Option<String> {

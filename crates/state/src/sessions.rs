@@ -61,7 +61,7 @@ pub(crate) fn create(txn: &mut Txn<'_>, op: &CreateSession) -> Applied {
     let cpu = op.cpu.unwrap_or(template.cpu);
     let memory = op.memory.unwrap_or(template.memory);
     quota::check(user, cpu, memory)?;
-    let place = placement::choose(state, cpu, memory, &op.placement);
+    let place = placement::choose(state, cpu, memory, &op.placement, &template.manifest);
     let waits = op.queue && state.waiting_count() < MAX_WAITING;
     let agent = match place {
         Ok(agent) => Ok(agent),
@@ -151,7 +151,13 @@ pub(crate) fn place_queued(txn: &mut Txn<'_>, waiting: &[(SessionName, CommandId
             continue;
         }
         let session = session.clone();
-        match placement::choose(state, session.cpu, session.memory, &session.placement) {
+        match placement::choose(
+            state,
+            session.cpu,
+            session.memory,
+            &session.placement,
+            &session.manifest,
+        ) {
             Ok(agent) => {
                 start(
                     txn,

