@@ -54,6 +54,8 @@ pub(crate) struct Dev {
     process: Child,
     folder: Option<tempfile::TempDir>,
     pub(crate) file: DevFile,
+    /// The environment of all of it, besides this process's own.
+    env: Vec<(String, String)>,
     /// What the test started itself, by name; a restarted node or agent replaces its pid in `file`.
     started: Mutex<BTreeMap<String, Child>>,
 }
@@ -70,12 +72,23 @@ impl Dev {
         Self::start_in(folder, flags)
     }
 
+    /// With variables too.
+    pub(crate) fn start_with_env(flags: &[&str], env: &[(&str, &str)]) -> Self {
+        let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
+        Self::launch(folder, flags, env)
+    }
+
     /// In a folder that may hold a cluster already.
     pub(crate) fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
+        Self::launch(folder, flags, &[])
+    }
+
+    fn launch(folder: tempfile::TempDir, flags: &[&str], env: &[(&str, &str)]) -> Self {
         let mut dev = Command::new(REGENT)
             .args(["dev", "--http-port", "0", "--data"])
             .arg(folder.path())
             .args(flags)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(folder.path().join("dev.stderr")).unwrap())
@@ -97,6 +110,10 @@ impl Dev {
             process: dev,
             folder: Some(folder),
             file,
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             started: Mutex::default(),
         }
     }
@@ -221,7 +238,12 @@ impl Dev {
                 .expect("the command has this flag");
             command[at + 1] = value;
         }
-        command.extend(flags.iter().map(ToString::to_string));
+        for flag in flags.chunks(2) {
+            match command.iter().position(|word| word == flag[0]) {
+                Some(at) => flag[1].clone_into(&mut command[at + 1]),
+                None => command.extend(flag.iter().map(ToString::to_string)),
+            }
+        }
         command
     }
 
@@ -296,6 +318,7 @@ impl Dev {
             .unwrap();
         let child = Command::new(&command[0])
             .args(&command[1..])
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

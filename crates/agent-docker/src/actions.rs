@@ -87,7 +87,7 @@ impl Engine {
             Some(image) => image.clone(),
             None => match self.options.own_program.as_ref().filter(|_| own) {
                 Some(program) => {
-                    let made = images::ensure_own(&self.docker, program).await;
+                    let made = images::ensure_own(&self.docker, program, &self.own_image).await;
                     made.map_err(|reason| not_started(spec, reason))?
                 }
                 None => {

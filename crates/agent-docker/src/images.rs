@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use futures::StreamExt as _;
 use regent_client::backoff::FullJitter;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tokio_util::io::ReaderStream;
 
 use crate::error::{is_missing, status, words};
 use crate::options::{DockerOptions, Pull};
@@ -258,84 +261,119 @@ fn credentials(file: &Path, registry: &str) -> Result<Option<DockerCredentials>,
 pub(crate) const OWN_PROGRAM: &str = "/usr/local/bin/regent";
 
 /// Makes an image of a program and the libraries that it has loaded, unless the engine has it already. For templates
-/// whose command is `regent`, such as the demo, so that a first session needs no registry.
-pub(crate) async fn ensure_own(docker: &Docker, program: &Path) -> Result<String, String> {
-    let program = program.to_owned();
-    let made = tokio::task::spawn_blocking(move || archive(&program));
-    let (tag, archive) = made
-        .await
-        .map_err(|error| error.to_string())?
-        .map_err(|error| format!("no image can be made of the agent's own program: {error}"))?;
-    let image = format!("regent-own:{tag}");
-    let failed = |error: Error| {
-        format!(
-            "no image can be made of the agent's own program: {}",
-            words(&error)
-        )
+/// whose command is `regent`, such as the demo, so that a first session needs no registry. `known` is what it was called
+/// the last time, since reading the program takes long.
+pub(crate) async fn ensure_own(
+    docker: &Docker,
+    program: &Path,
+    known: &OnceCell<String>,
+) -> Result<String, String> {
+    let failed =
+        |error: &dyn std::fmt::Display| format!("no image can be made of the agent's own program: {error}");
+    let engine = |error: Error| failed(&words(&error));
+    let files = {
+        let program = program.to_owned();
+        move || files_of(&program)
     };
-    if is_here(docker, &image).await.map_err(failed)? {
+    let name = || async {
+        let files = files.clone();
+        let tag = tokio::task::spawn_blocking(move || tag_of(&files()?)).await;
+        let tag = tag
+            .map_err(|error| failed(&error))?
+            .map_err(|error| failed(&error))?;
+        Ok::<_, String>(format!("regent-own:{tag}"))
+    };
+    let image = known.get_or_try_init(name).await?.clone();
+    if is_here(docker, &image).await.map_err(engine)? {
         return Ok(image);
     }
+    let archive = tokio::task::spawn_blocking(move || archive(&files()?)).await;
+    let archive = archive
+        .map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error))?;
+    let (repository, tag) = image.split_once(':').expect("it was just put together so");
     let options = CreateImageOptionsBuilder::new()
         .from_src("-")
-        .repo("regent-own")
-        .tag(&tag)
+        .repo(repository)
+        .tag(tag)
         .changes(vec![
             "ENV PATH=/usr/local/bin".to_owned(),
             "ENV HOST=0.0.0.0".to_owned(),
             "USER 65534:65534".to_owned(),
         ])
         .build();
-    let mut lines = docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
+    let body = bollard::body_try_stream(ReaderStream::new(tokio::fs::File::from_std(archive)));
+    let mut lines = docker.create_image(Some(options), Some(body), None);
     while let Some(line) = lines.next().await {
-        line.map_err(failed)?;
+        line.map_err(engine)?;
     }
     Ok(image)
 }
 
-/// The program and what it has loaded, as a file system, and a tag that changes with it.
-fn archive(program: &Path) -> std::io::Result<(String, Vec<u8>)> {
+/// Where each file is, and where it goes.
+type Files = Vec<(PathBuf, PathBuf)>;
+
+/// The program and what it has loaded.
+fn files_of(program: &Path) -> std::io::Result<Files> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let mut files: Vec<(PathBuf, PathBuf)> = libraries(&maps).map(|path| (path.clone(), path)).collect();
+    let mut files: Files = libraries(&maps).map(|path| (path.clone(), path)).collect();
     files.push((program.to_owned(), PathBuf::from(OWN_PROGRAM)));
-    let mut tar = tar::Builder::new(Vec::new());
+    Ok(files)
+}
+
+/// A tag that changes with the files.
+fn tag_of(files: &Files) -> std::io::Result<String> {
     let mut hash = Sha256::new();
-    for (from, to) in &files {
-        let content = std::fs::read(from)?;
+    for (from, to) in files {
         hash.update(to.as_os_str().as_encoded_bytes());
-        hash.update(&content);
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.set_mtime(0);
-        tar.append_data(
-            &mut header,
-            to.strip_prefix("/").unwrap_or(to),
-            content.as_slice(),
-        )?;
+        let mut file = std::fs::File::open(from)?;
+        let mut chunk = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut chunk)? {
+                0 => break,
+                read => hash.update(&chunk[..read]),
+            }
+        }
+    }
+    Ok(hash.finalize()[..8].iter().fold(String::new(), |mut tag, byte| {
+        write!(tag, "{byte:02x}").expect("writing to a string never fails");
+        tag
+    }))
+}
+
+/// The files as a file system, in a temporary file that is gone with its handle.
+fn archive(files: &Files) -> std::io::Result<std::fs::File> {
+    let mut tar = tar::Builder::new(tempfile::tempfile()?);
+    for (from, to) in files {
+        let mut file = std::fs::File::open(from)?;
+        let mut header = header(tar::EntryType::Regular, 0o755);
+        header.set_size(file.metadata()?.len());
+        tar.append_data(&mut header, to.strip_prefix("/").unwrap_or(to), &mut file)?;
     }
     // The interpreter is asked for under the name that the program has for it, usually below /lib64.
-    for (link, target) in interpreter_links(&files) {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        header.set_mode(0o777);
-        header.set_mtime(0);
+    for (link, target) in interpreter_links(files) {
+        let mut header = header(tar::EntryType::Symlink, 0o777);
         tar.append_link(&mut header, link.strip_prefix("/").unwrap_or(&link), &target)?;
     }
     for folder in ["tmp", "config"] {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Directory);
-        header.set_size(0);
-        header.set_mode(0o1777);
-        header.set_mtime(0);
-        tar.append_data(&mut header, folder, std::io::empty())?;
+        tar.append_data(
+            &mut header(tar::EntryType::Directory, 0o1777),
+            folder,
+            std::io::empty(),
+        )?;
     }
-    let tag = hash.finalize()[..8].iter().fold(String::new(), |mut tag, byte| {
-        write!(tag, "{byte:02x}").expect("writing to a string never fails");
-        tag
-    });
-    Ok((tag, tar.into_inner()?))
+    let mut file = tar.into_inner()?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn header(kind: tar::EntryType, mode: u32) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(0);
+    header.set_mtime(0);
+    header
 }
 
 /// The shared libraries among the mapped files. A static program has none.

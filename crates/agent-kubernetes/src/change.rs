@@ -163,7 +163,7 @@ mod tests {
                 self.rivals -= 1;
                 self.version += 1;
             }
-            if *version != self.version.to_string() {
+            if version.as_str() != Some(self.version.to_string().as_str()) {
                 let conflict = json!({
                     "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "changed",
                 });
@@ -200,14 +200,16 @@ mod tests {
         }))
     }
 
-    fn to_zero(_: &Deployment) -> Result<Option<Value>, RuntimeError> {
-        Ok(Some(json!({ "spec": { "replicas": 0 } })))
+    fn to_zero() -> Value {
+        json!({ "spec": { "replicas": 0 } })
     }
 
     #[tokio::test]
     async fn a_change_is_tried_again_at_the_version_that_is_there_now() {
         let server = server(5, 2);
-        change(&api(&server), "d", Token(7), to_zero).await.unwrap();
+        change(&api(&server), "d", Token(7), |_| Ok(Some(to_zero())))
+            .await
+            .unwrap();
         let writes = &server.lock().unwrap().writes;
         assert_eq!(
             *writes,
@@ -224,9 +226,9 @@ mod tests {
         let server = server(5, 1);
         let api = api(&server);
         let adopted = |server: &Arc<Mutex<Server>>| server.lock().unwrap().token = 9;
-        let late = change(&api, "d", Token(7), |found| {
+        let late = change(&api, "d", Token(7), |_| {
             adopted(&server);
-            to_zero(found)
+            Ok(Some(to_zero()))
         });
         let fenced = |error: &RuntimeError| {
             matches!(
@@ -238,10 +240,9 @@ mod tests {
             )
         };
         assert!(fenced(&late.await.unwrap_err()));
-        let (token, rivals) = (5, 1);
         *server.lock().unwrap() = Server {
-            token,
-            rivals,
+            token: 5,
+            rivals: 1,
             ..Server::default()
         };
         let how = DeleteParams::foreground();
@@ -256,7 +257,9 @@ mod tests {
     #[tokio::test]
     async fn a_fight_is_given_up() {
         let server = server(5, u64::MAX);
-        let error = change(&api(&server), "d", Token(7), to_zero).await.unwrap_err();
+        let error = change(&api(&server), "d", Token(7), |_| Ok(Some(to_zero())))
+            .await
+            .unwrap_err();
         assert!(error.is_retryable(), "{error:?}");
     }
 }

@@ -15,7 +15,7 @@ pub(crate) const WITHIN: Duration = Duration::from_secs(8);
 const EXIT_PARALLEL: usize = 64;
 
 /// Ends all sessions, in `dev`, where they end with their agent.
-pub(crate) async fn stop_sessions(runtime: &dyn Runtime, token: Token) {
+pub async fn stop_sessions(runtime: &dyn Runtime, token: Token) {
     let found = match runtime.list().await {
         Ok(found) => found,
         Err(error) => {

@@ -36,6 +36,7 @@ pub mod runtime;
 mod service;
 pub mod session;
 
+pub use farewell::stop_sessions;
 pub use options::{LEASE_TTL, Options, machine_capacity};
 pub use runtime::{Runtime, RuntimeKind};
-pub use service::{Error, run};
+pub use service::{Error, cluster_of, run};

@@ -7,7 +7,7 @@
 //! for, since nothing may be begun before it is durable.
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ const FINISH_WITHIN: Duration = Duration::from_secs(2);
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// A TTL below this does not bridge a failover of the control plane (docs/leases.md).
 const SHORT_TTL: Duration = Duration::from_secs(3);
+/// Says which cluster a data folder belongs to.
+const MEMBERSHIP: &str = "cluster.json";
 /// Outcomes that wait to be looked at; senders are tasks, which can wait.
 const INTERNAL: usize = 64;
 
@@ -616,6 +618,12 @@ fn candidacy(options: &Options) -> Option<Candidacy> {
     })
 }
 
+/// The cluster that the agent of a data folder belongs to, if it ever connected. Blocks.
+pub fn cluster_of(data: &Path) -> std::io::Result<Option<ClusterId>> {
+    let membership = files::read_json::<Membership>(&data.join(MEMBERSHIP))?;
+    Ok(membership.map(|membership| membership.cluster_id))
+}
+
 fn membership_path(options: &Options) -> PathBuf {
-    options.data.join("cluster.json")
+    options.data.join(MEMBERSHIP)
 }

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_agent::runtime::process::{ProcessOptions, ProcessRuntime};
 use regent_agent::{LEASE_TTL, Options, machine_capacity};
 use regent_types::agent::Capacity;
 use regent_types::duration::Span;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AgentConfig, RuntimeKind, UsageError, required, secret_file};
+use crate::agent_config::{AgentConfig, RuntimeKind};
+use crate::config::{UsageError, required, secret_file};
 use crate::lifeline::Lifeline;
+use crate::runtimes;
 use crate::server::Signals;
 
 /// Runs the agent.
@@ -22,20 +22,18 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
     let options = options(&config)?;
-    let runtime = match config.runtime.unwrap_or_default() {
-        RuntimeKind::Process => {
-            let mut process = ProcessOptions::new(&options.data)?;
-            process.lifeline = lifeline.id();
-            Arc::new(ProcessRuntime::open(process).context("the process runtime cannot start")?)
-        }
-    };
+    let runtime = runtimes::open(&config, &options.agent_id, &options.data, lifeline).await?;
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(regent_agent::run(options, runtime, stop.clone()));
     tokio::select! {
         result = &mut running => return result.map(|()| ExitCode::SUCCESS).context("the agent stopped"),
         () = signals.end() => stop.cancel(),
-        // The shims of the sessions watch the same lifeline and end by themselves.
-        () = lifeline.ended() => return Ok(ExitCode::FAILURE),
+        () = lifeline.ended() => match config.runtime.unwrap_or_default() {
+            // The shims of the sessions watch the same lifeline and end by themselves.
+            RuntimeKind::Process => return Ok(ExitCode::FAILURE),
+            // Containers watch nothing.
+            RuntimeKind::Docker | RuntimeKind::Kubernetes => stop.cancel(),
+        },
     }
     running
         .await
@@ -86,7 +84,9 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
             cpu: config.cpu.or(machine.cpu),
             memory: config.memory.or(machine.memory),
         },
-        stop_sessions_on_exit: false,
+        parallel: config.parallel,
+        stop_sessions_on_exit: config.lifeline.is_some()
+            && config.runtime.unwrap_or_default() != RuntimeKind::Process,
     })
 }
 

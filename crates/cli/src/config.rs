@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
+use regent_types::NodeId;
 use regent_types::duration::Span;
-use regent_types::{AgentId, Cpu, Memory, NodeId, ReplicaName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::agent_config::AgentConfig;
 
 /// The command line or the configuration is wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -81,21 +83,6 @@ pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result
         .merge(Serialized::defaults(flags))
         .extract()
         .map_err(|error| UsageError(format!("the configuration is wrong: {error}")).into())
-}
-
-impl AgentConfig {
-    /// The token is set in one of two ways. A flag of either stands for both: the client's `REGENT_TOKEN`, which
-    /// many shells have, must not contradict it.
-    pub(crate) fn load(file: Option<&Path>, flags: Self) -> anyhow::Result<Self> {
-        let (token, token_file) = (flags.token.is_some(), flags.token_file.is_some());
-        let mut config = load(file, flags)?;
-        if token_file {
-            config.token = None;
-        } else if token {
-            config.token_file = None;
-        }
-        Ok(config)
-    }
 }
 
 /// Takes a setting that has no default.
@@ -301,116 +288,6 @@ impl From<LogStore> for regent_server::LogStore {
             LogStore::Segments => Self::Segments,
         }
     }
-}
-
-/// What an agent runs sessions on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum RuntimeKind {
-    /// Plain processes of this machine.
-    #[default]
-    Process,
-}
-
-impl RuntimeKind {
-    /// The word for it, which is also the agent's default platform.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Process => "process",
-        }
-    }
-}
-
-/// Settings of `regent agent run`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(crate) struct AgentConfig {
-    /// The agent's id.
-    #[arg(long, value_name = "ID")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) agent_id: Option<AgentId>,
-    /// Nodes of the cluster, comma-separated, tried in turn.
-    #[arg(long, value_name = "URL,URL")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) servers: Option<String>,
-    /// The agent's own token (`regent agent token ID`); --token-file keeps it out of the process list.
-    #[arg(long, value_name = "T", conflicts_with = "token_file")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
-    /// File with the agent's token, readable by its owner only.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token_file: Option<PathBuf>,
-    /// What sessions run on [default: process].
-    #[arg(long, value_enum)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) runtime: Option<RuntimeKind>,
-    /// The name of this replica of the agent: several with one agent id elect their leader. A process without one
-    /// and replicas refuse each other.
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) replica: Option<ReplicaName>,
-    /// How long the replica that leads may be silent before another one does [default: 4s].
-    #[arg(long, value_name = "DURATION")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) lease_ttl: Option<Span>,
-    /// Give the lead up this long after the connection is lost, before the lease ends. The old leader may still act
-    /// for a moment when another one does; its actions are fenced [default: off].
-    #[arg(long, value_name = "DURATION")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) release_on_disconnect: Option<Span>,
-    /// Folder for sessions and records of what was done; replicas of one host share it. Required.
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) data: Option<PathBuf>,
-    /// What placement calls it [default: the runtime].
-    #[arg(long, value_name = "P")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) platform: Option<String>,
-    /// Where it is.
-    #[arg(long, value_name = "R")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) region: Option<String>,
-    /// A label for placement; may be repeated.
-    #[arg(long = "label", value_name = "K=V")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) labels: Vec<String>,
-    /// How many sessions it takes at the same time.
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_sessions: Option<u32>,
-    /// CPU for sessions [default: the machine's].
-    #[arg(long, value_name = "CPU")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cpu: Option<Cpu>,
-    /// Memory for sessions [default: the machine's].
-    #[arg(long, value_name = "MEMORY")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) memory: Option<Memory>,
-    /// End, sessions included, when this process ends (`PID:STARTTIME`).
-    #[arg(long, hide = true, value_name = "PID:STARTTIME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) lifeline: Option<String>,
-}
-
-impl Settings for AgentConfig {
-    const KEYS: &'static [&'static str] = &[
-        "agent-id",
-        "servers",
-        "token",
-        "token-file",
-        "runtime",
-        "replica",
-        "lease-ttl",
-        "release-on-disconnect",
-        "data",
-        "platform",
-        "region",
-        "labels",
-        "max-sessions",
-        "cpu",
-        "memory",
-    ];
 }
 
 #[cfg(test)]

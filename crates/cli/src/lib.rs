@@ -5,6 +5,7 @@
 //! failed request (the problem on stderr), 2 on wrong usage; `lease hold` exits as its program does ([`hold`]).
 
 mod agent;
+mod agent_config;
 mod args;
 mod config;
 mod dev;
@@ -14,6 +15,7 @@ mod lifeline;
 mod logging;
 mod noun;
 mod output;
+mod runtimes;
 mod server;
 
 use std::process::ExitCode;
@@ -57,7 +59,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Agent(noun::agent::Command::Run(flags)) => {
             logging::start(args.global.log_format)?;
-            threads()?.block_on(agent::run(config::AgentConfig::load(config, *flags)?))
+            threads()?.block_on(agent::run(agent_config::AgentConfig::load(config, *flags)?))
         }
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),

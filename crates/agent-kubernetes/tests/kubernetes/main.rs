@@ -56,10 +56,12 @@ impl Target for Conformance<'_> {
         shell(session, "exit 7")
     }
 
+    /// Its program, not its image: a kubelet of 1.20 takes a minute to forget a pod whose image it could not pull, and
+    /// the suite waits for that twice. The image has a test of its own.
     fn broken(&self, session: SessionName) -> StartSpec {
         StartSpec {
-            image: Some("no-such-image:1".to_owned()),
-            ..shell(session, SLEEP)
+            command: "no-such-program".to_owned(),
+            ..shell(session, "")
         }
     }
 

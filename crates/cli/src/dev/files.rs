@@ -12,7 +12,8 @@ use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::ports::{self, Ports};
-use crate::config::{LogStore, RuntimeKind};
+use crate::agent_config::RuntimeKind;
+use crate::config::LogStore;
 
 /// Where the first node is served when nothing else is asked for.
 const DEFAULT_HTTP_PORT: u16 = 8000;
@@ -251,7 +252,7 @@ impl Folder {
             "--runtime",
             runtime.as_str(),
             "--data",
-            &self.path.join(format!("agent-{id}")).display().to_string(),
+            &self.agent_data(id).display().to_string(),
             "--lifeline",
             lifeline,
         ]
@@ -262,6 +263,11 @@ impl Folder {
     /// The data folder of a node.
     pub(super) fn node_data(&self, id: u64) -> PathBuf {
         self.path.join(format!("node-{id}"))
+    }
+
+    /// The data folder of an agent.
+    pub(super) fn agent_data(&self, id: &AgentId) -> PathBuf {
+        self.path.join(format!("agent-{id}"))
     }
 
     /// The token file of an agent.

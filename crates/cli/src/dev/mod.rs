@@ -20,8 +20,9 @@ use regent_types::agent::{AgentStatus, Capacity, RegisterAgent};
 use regent_types::{AgentId, NodeId};
 use tokio::time::Instant;
 
-use crate::config::{LogStore, RuntimeKind};
-use crate::output;
+use crate::agent_config::RuntimeKind;
+use crate::config::{LogStore, UsageError};
+use crate::{output, runtimes};
 use children::Children;
 use files::{AgentProcess, DevFile, Folder, NodeProcess};
 
@@ -55,6 +56,11 @@ pub(crate) struct DevArgs {
 
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
+    if args.runtime == RuntimeKind::Kubernetes {
+        let told =
+            "dev runs sessions as processes or in docker; for kubernetes start `regent agent run` beside it";
+        return Err(UsageError(told.to_owned()).into());
+    }
     // Taken first: a signal while starting must end what was started.
     let mut signals = crate::server::Signals::new()?;
     let temporary = match &args.data {
@@ -86,6 +92,10 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
             announce(&file);
             children.watch_until(signals.end()).await;
             children.end(&path).await;
+            if args.runtime == RuntimeKind::Docker {
+                let agent = AgentId::new(AGENT)?;
+                runtimes::docker::end_sessions(&agent, &folder.agent_data(&agent)).await?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

@@ -6,7 +6,7 @@ use regent_types::agent::{Agent, AgentStatus, DrainAgent, SchedulingState};
 use regent_types::duration::Span;
 use regent_types::{AgentId, ReplicaName};
 
-use crate::config::AgentConfig;
+use crate::agent_config::AgentConfig;
 use crate::output::{self, Format, or_dash};
 
 /// See the variants.
