@@ -1,6 +1,7 @@
 //! A Docker engine as the stage, and what only Docker has.
 
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use regent_types::SessionName;
 use regent_types::agent::AgentStatus;
@@ -42,19 +43,11 @@ impl Stage for Engine {
     fn running(&self, session: &SessionName) -> Vec<(String, u32)> {
         let label = format!("label=regent.session={session}");
         let running = self.docker(&["ps", "-q", "--no-trunc", "--filter", &label]);
-        let starts = self.docker(&[
-            "events",
-            "--since",
-            "1",
-            "--until",
-            "0s",
-            "--filter",
-            &label,
-            "--filter",
-            "event=start",
-            "--format",
-            "{{.ID}}",
-        ]);
+        // By the nanosecond: a whole second would leave out what happened in it.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+        let until = ["events", "--since", "1", "--until", &now, "--filter", &label];
+        let starts = self.docker(&[&until[..], &["--filter", "event=start", "--format", "{{.ID}}"]].concat());
         let started = |id: &str| u32::try_from(starts.lines().filter(|one| *one == id).count()).unwrap();
         running.lines().map(|id| (id.to_owned(), started(id))).collect()
     }
@@ -128,12 +121,9 @@ async fn dev_runs_the_demo_in_docker_and_leaves_nothing() {
         let awake = session_state(&client, &session.name, SessionState::Running).await;
         opens(awake.status.url).await;
         // A template that is only a command cannot run here, and whoever asks is told so.
-        let refused = client
-            .create_session(&session_of("sleep"))
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(refused.contains("it runs images"), "{refused}");
+        let refused = client.create_session(&session_of("sleep")).await.unwrap_err();
+        let reasons = format!("{:?}", refused.problem().expect("a problem").extra);
+        assert!(reasons.contains("it runs images"), "{refused}: {reasons}");
         if kill_the_agent {
             dev.kill_agent(0);
         }

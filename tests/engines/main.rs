@@ -13,6 +13,7 @@ mod engine;
 #[path = "../blackbox/harness.rs"]
 #[allow(dead_code)] // the black-box tests use the rest
 mod harness;
+mod kubernetes;
 mod owed;
 mod stage;
 mod swarm;

@@ -27,7 +27,10 @@ async fn fault_4_a_swarm_service_of_three_replicas_has_one_leader() {
         "--listen-addr",
         "127.0.0.1:0",
     ]);
-    let command = play.dev.file.agents[play.processes[0]].command.clone();
+    // Without the lifeline, a process that a container cannot see.
+    let mut command = play.dev.file.agents[play.processes[0]].command.clone();
+    let lifeline = command.iter().position(|word| word == "--lifeline").unwrap();
+    command.drain(lifeline..lifeline + 2);
     let value = |flag: &str| command[command.iter().position(|word| word == flag).unwrap() + 1].clone();
     let bind = |path: &str| format!("type=bind,src={path},dst={path}");
     let socket = engine.host.trim_start_matches("unix://").to_owned();

@@ -181,32 +181,28 @@ impl Engine {
     }
 
     /// Puts the end of a session on record, if it has ended by itself, and scales it to zero: else Kubernetes
-    /// would run its program again. Decides by a look of its own.
+    /// would run its program again. Decides by a look of its own, and gives whether an end is on record now.
     pub(crate) async fn record_end(
         &self,
         session: &SessionName,
         generation: Generation,
         token: Token,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<bool, RuntimeError> {
         for _ in 0..TRIES {
             let Some(found) = self.look(session).await? else {
-                return Ok(());
+                return Ok(false);
             };
             let phase = match (&found.record.phase, found.condition()) {
-                _ if found.record.generation != generation || found.record.going => return Ok(()),
+                _ if found.record.generation != generation || found.record.going => return Ok(false),
+                (Phase::Ended(_), _) => return Ok(true),
                 (Phase::Starting | Phase::Started | Phase::Waking, Some(Condition::Ended(ended))) => {
                     Phase::Ended(ended)
                 }
                 (
-                    Phase::Starting
-                    | Phase::Started
-                    | Phase::Waking
-                    | Phase::Hibernated
-                    | Phase::Ended(_)
-                    | Phase::Stopping,
+                    Phase::Starting | Phase::Started | Phase::Waking | Phase::Hibernated | Phase::Stopping,
                     _,
                 ) => {
-                    return Ok(());
+                    return Ok(false);
                 }
             };
             let version = &found.record.version;
@@ -222,7 +218,7 @@ impl Engine {
             )
             .await?;
             if written {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(RuntimeError::Engine {

@@ -2,8 +2,8 @@
 //! `PersistentVolumeClaim` for its home.
 //!
 //! - [`options`](KubernetesOptions) says where and how; `api` is the server, its answers and its errors.
-//! - Pure: `names` (what things are called and labelled), `objects` and `security` (what a start asks for),
-//!   `record` (what a Deployment says of its session), `pods` (what a pod says of its container), `found` (both
+//! - Pure: `names` (what things are called and labelled), `objects`, `template` and `security` (what a start asks
+//!   for), `record` (what a Deployment says of its session), `pods` (what a pod says of its container), `found` (both
 //!   joined), `mirror` (what changes mean, and what of it was told).
 //! - The actions: `start`, `stop`, `sleep`; `settle` waits for a pod, `change` is how anything that is there is
 //!   changed, `fence` who may.
@@ -21,16 +21,18 @@
 //! read, and only if the token on it was not newer: a call of a former leader that passed the `ConfigMap` before it
 //! was raised is refused by the server, because the object is another version since.
 //!
-//! What is left to such a late call is to create: between its look at the `ConfigMap` and its create lies one
-//! request. It can make one Deployment under a name that is free, with its Service and claim. The new leader finds
-//! it by its labels, in the next `list`, and adopts or removes it.
+//! What is left to such a late call: between its look at the `ConfigMap` and its next request it may create one
+//! Deployment under a name that is free, with its Service and claim, which the new leader finds by their labels
+//! in the next `list` and adopts or removes; and it may delete a pod that has lost its Deployment, or hurry one that
+//! is being deleted. It can change nothing that runs under the new leader.
 //!
 //! # What ends a session
 //!
 //! Its container ending by itself, whatever the code. Deployments start such a container again at once, so
 //! the runtime scales to zero when it sees the end; the program may have begun a second time by then. Pods that
 //! are deleted, evicted or lost with their node are no end: Kubernetes replaces them, and what is wrong in the
-//! meantime is told.
+//! meantime is told. A node that reboots and goes on with the same pod is an end: its containers did end, and nothing
+//! tells that from an end of their own.
 
 mod api;
 mod change;
@@ -49,6 +51,7 @@ mod settle;
 mod sleep;
 mod start;
 mod stop;
+mod template;
 mod watch;
 
 pub use options::KubernetesOptions;

@@ -32,6 +32,8 @@ pub(crate) enum News {
     Tell(RuntimeEvent),
     /// A session has ended by itself, and it is not on record yet. Comes again until it is.
     RecordEnd(SessionName, Generation),
+    /// A session runs whose start or wake was cut off before it could say so. Comes again until it is on record.
+    RecordUp(SessionName, Generation),
 }
 
 /// What the watch knows.
@@ -124,6 +126,8 @@ struct Told {
     trouble: Option<String>,
     /// What is wrong since when, not told yet.
     doubt: Option<(String, Instant)>,
+    /// Since when it runs without that being on record.
+    runs_since: Option<Instant>,
 }
 
 impl Told {
@@ -135,6 +139,7 @@ impl Told {
             quiet: false,
             trouble: None,
             doubt: None,
+            runs_since: None,
         }
     }
 
@@ -288,10 +293,19 @@ impl Mirror {
                     }));
                 }
             }
+            (Phase::Starting | Phase::Waking, Some(Condition::Ready | Condition::NotReady)) => {
+                let since = *told.runs_since.get_or_insert(now);
+                // Whoever waits for it has said so by then.
+                if now - since >= record.ready_within + TROUBLE_LASTS {
+                    news.push(News::RecordUp(session.clone(), record.generation));
+                }
+                return news;
+            }
             (Phase::Starting | Phase::Started | Phase::Waking | Phase::Hibernated | Phase::Stopping, _) => {
                 (told.ended, told.trouble, told.doubt) = (false, None, None);
             }
         }
+        told.runs_since = None;
         news
     }
 }
@@ -360,6 +374,7 @@ mod tests {
                     News::Tell(RuntimeEvent::Changed { reason, .. }) => reason,
                     News::Tell(other) => format!("{other:?}"),
                     News::RecordEnd(session, _) => format!("record the end of {session}"),
+                    News::RecordUp(session, _) => format!("record that {session} is up"),
                 })
                 .collect()
         }
@@ -402,7 +417,9 @@ mod tests {
     }
 
     fn ended() -> Pod {
-        pod(&json!({ "ready": false, "state": { "terminated": { "exitCode": 7 } } }))
+        pod(&json!({
+            "ready": false, "state": { "terminated": { "exitCode": 7, "startedAt": "2026-01-01T00:00:00Z" } },
+        }))
     }
 
     fn on_record() -> Deployment {
@@ -475,7 +492,7 @@ mod tests {
         scene
             .mirror
             .pod(Event::Apply(waiting("ErrImagePull", "no route to host")));
-        assert!(scene.news(3).is_empty());
+        assert!(scene.news(3).is_empty() && scene.news(5).is_empty());
         assert_eq!(
             scene.news(6),
             ["the image \"i\" cannot be pulled: no route to host"]
@@ -500,6 +517,17 @@ mod tests {
             .deployment(Event::Apply(deployment(&Phase::Hibernated)));
         for second in 10..20 {
             assert!(scene.news(second).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_session_that_came_up_after_its_start_was_cut_off_is_put_on_record() {
+        for phase in [Phase::Starting, Phase::Waking] {
+            let mut scene = Scene::new(vec![deployment(&phase)], vec![ready()]);
+            assert!(scene.news(0).is_empty() && scene.news(2).is_empty());
+            assert_eq!(scene.news(3), ["record that s is up"]);
+            scene.mirror.deployment(Event::Apply(deployment(&Phase::Started)));
+            assert!(scene.news(4).is_empty());
         }
     }
 }

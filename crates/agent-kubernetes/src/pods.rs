@@ -63,7 +63,7 @@ pub(crate) enum Condition {
 /// The pod that stands for its session: of this generation, not on its way out, the newest if there are two.
 pub(crate) fn current(pods: &[Pod], generation: Generation) -> Option<&Pod> {
     pods.iter()
-        .filter(|pod| is_of(pod, generation) && !is_going(pod))
+        .filter(|pod| self::generation(pod) == Some(generation) && !is_going(pod))
         .max_by_key(|pod| {
             pod.metadata
                 .creation_timestamp
@@ -72,11 +72,11 @@ pub(crate) fn current(pods: &[Pod], generation: Generation) -> Option<&Pod> {
         })
 }
 
-/// Whether a pod is of this generation of its session.
-pub(crate) fn is_of(pod: &Pod, generation: Generation) -> bool {
+/// Which generation of its session a pod is of.
+pub(crate) fn generation(pod: &Pod) -> Option<Generation> {
     let labels = pod.metadata.labels.as_ref();
     let number = labels.and_then(|labels| labels.get(label::GENERATION));
-    number.and_then(|number| number.parse().ok()) == Some(generation)
+    number.and_then(|number| number.parse().ok())
 }
 
 /// Whether a pod is being deleted or is done for. The containers of a Deployment's pod are always started again,
@@ -136,8 +136,9 @@ fn of_container(container: &ContainerStatus) -> Condition {
     let terminated =
         |state: &Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
     // Of a container that was started again already the last state tells.
-    if let Some(ended) = terminated(&container.state).or_else(|| terminated(&container.last_state)) {
-        return of_end(&ended);
+    let ends = [terminated(&container.state), terminated(&container.last_state)];
+    if let Some(condition) = ends.iter().flatten().find_map(of_end) {
+        return condition;
     }
     let state = container.state.as_ref();
     if state.is_some_and(|state| state.running.is_some()) {
@@ -177,26 +178,32 @@ fn of_container(container: &ContainerStatus) -> Condition {
     }
 }
 
-fn of_end(ended: &ContainerStateTerminated) -> Condition {
+fn of_end(ended: &ContainerStateTerminated) -> Option<Condition> {
     let reason = ended.reason.as_deref().unwrap_or_default();
     let message = ended.message.as_deref().map(str::trim);
     if NEVER_RAN.contains(&reason) {
-        return Condition::Stuck {
+        return Some(Condition::Stuck {
             why: told("its program cannot be run", message.or(Some(reason))),
             hopeless: true,
             pull: false,
-        };
+        });
     }
+    // Kubelets tell of a container that is created and not started yet as of one that ended with code 0, and of one
+    // that was lost with its node as of one that was killed.
+    ended
+        .started_at
+        .as_ref()
+        .filter(|started| started.0.as_millisecond() > 0)?;
     let exit = match (reason, ended.signal, ended.exit_code) {
         ("OOMKilled", _, _) => Exit::OutOfMemory,
         (_, Some(signal), _) if signal > 0 => Exit::Signal(signal),
         (_, _, code) if (1..=MAX_SIGNAL).contains(&(code - SIGNAL_BASE)) => Exit::Signal(code - SIGNAL_BASE),
         (_, _, code) => Exit::Code(code),
     };
-    Condition::Ended(Ended {
+    Some(Condition::Ended(Ended {
         exit,
         message: message.unwrap_or_default().to_owned(),
-    })
+    }))
 }
 
 fn told(what: &str, message: Option<&str>) -> String {
@@ -230,7 +237,11 @@ mod tests {
         pod(&json!({ "phase": "Running", "containerStatuses": [status] }))
     }
 
+    const STARTED: &str = "2026-01-01T00:00:00Z";
+
     fn exit(terminated: &Value) -> Exit {
+        let mut terminated = terminated.clone();
+        terminated["startedAt"] = STARTED.into();
         match condition(&with(&json!({ "state": { "terminated": terminated } }))) {
             Condition::Ended(ended) => ended.exit,
             other => panic!("{other:?}"),
@@ -260,14 +271,22 @@ mod tests {
     fn an_end_counts_also_when_the_container_was_started_again() {
         let again = with(&json!({
             "restartCount": 1, "ready": true, "state": { "running": {} },
-            "lastState": { "terminated": { "exitCode": 7 } },
+            "lastState": { "terminated": { "exitCode": 7, "startedAt": STARTED } },
         }));
         assert!(matches!(condition(&again), Condition::Ended(ended) if ended.exit == Exit::Code(7)));
         let backing_off = with(&json!({
             "restartCount": 2, "state": { "waiting": { "reason": "CrashLoopBackOff" } },
-            "lastState": { "terminated": { "exitCode": 1 } },
+            "lastState": { "terminated": { "exitCode": 1, "startedAt": STARTED } },
         }));
         assert!(matches!(condition(&backing_off), Condition::Ended(ended) if ended.exit == Exit::Code(1)));
+    }
+
+    #[test]
+    fn a_container_that_was_not_started_yet_has_not_ended() {
+        for started in [Value::Null, "1970-01-01T00:00:00Z".into()] {
+            let created = json!({ "state": { "terminated": { "exitCode": 0, "startedAt": started } } });
+            assert_eq!(condition(&with(&created)), Condition::Coming);
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn capability(options: &KubernetesOptions, asked: &str) -> Result<String, String
         .any(|allowed| plain(allowed) == name)
     {
         return Err(format!(
-            "it asks for the capability {name}, which this agent's allow-capability does not list"
+            "it asks for the capability {name}, which this agent's kubernetes-allow-capability does not list"
         ));
     }
     if options.restricted && name != RESTRICTED_CAPABILITY {

@@ -69,7 +69,7 @@ impl Engine {
                     (Phase::Ended(_) | Phase::Hibernated, _) | (_, Some(Condition::Ready)) => return Ok(()),
                     (_, Some(Condition::Ended(_))) => {
                         let ended = self.record_end(&session.session, session.generation, session.token);
-                        return ended.await.map_err(Unsettled::Api);
+                        return ended.await.map(|_| ()).map_err(Unsettled::Api);
                     }
                     (_, Some(Condition::NotReady)) => {
                         if now - *runs_since.get_or_insert(now) >= record.ready_within {

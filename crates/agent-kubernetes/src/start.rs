@@ -16,6 +16,7 @@ use crate::engine::{Engine, read};
 use crate::found::Found;
 use crate::names::MANAGER;
 use crate::objects::{Plan, token_of};
+use crate::pods::Condition;
 use crate::record::{Phase, Record};
 use crate::settle::Unsettled;
 
@@ -187,6 +188,19 @@ impl Engine {
             },
         );
         marked.await.map(|_| ())
+    }
+
+    /// The same for a session whose start or wake was cut off, if its container runs.
+    pub(crate) async fn record_up(&self, session: &SessionRef) -> Result<(), RuntimeError> {
+        let found = self.look(&session.session).await?;
+        let found = found.filter(|found| found.record.generation == session.generation);
+        match found.as_ref().map(|found| (&found.record, found.condition())) {
+            Some((record, Some(Condition::Ready | Condition::NotReady))) => {
+                self.has_come_up(session, record).await
+            }
+            Some((_, Some(Condition::Ended(_) | Condition::Coming | Condition::Stuck { .. }) | None))
+            | None => Ok(()),
+        }
     }
 
     /// The session as it is now, after an action on it.

@@ -17,15 +17,15 @@ use crate::api::{self, answer, named};
 use crate::change;
 use crate::engine::{Engine, Waiting, read};
 use crate::names::{Scope, label};
-use crate::objects::TERMINATION_GRACE_SECONDS;
 use crate::pods;
 use crate::record::Phase;
+use crate::template::TERMINATION_GRACE_SECONDS;
 
 /// How long Kubernetes may take to delete what it was told to, beyond the grace of containers.
 const GONE_WITHIN: Duration = Duration::from_secs(40);
 
 /// The shortest grace of a pod: one of zero forgets the pod while its container may still run.
-const SHORTEST_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(crate) async fn stop(&self, session: &SessionRef, how: Stop) -> Result<(), RuntimeError> {
@@ -150,7 +150,13 @@ impl Engine {
                     change::delete(&self.space.claims(), &name, session.token, &how, |_| Ok(true)).await?;
                 }
             }
-            self.hurry(&pods, grace, owner.is_none()).await?;
+            // Not those of a newer generation, whose Deployment may be a moment old.
+            let older: Vec<Pod> = pods
+                .iter()
+                .filter(|pod| pods::generation(pod).is_none_or(|generation| generation <= session.generation))
+                .cloned()
+                .collect();
+            self.hurry(&older, grace, owner.is_none()).await?;
             let left: Vec<String> = names(&owner)
                 .chain(names(&pods))
                 .chain(names(&services))
@@ -171,7 +177,9 @@ impl Engine {
         let mut waiting = self.waiting_for(&session.session);
         loop {
             let pods: Vec<Pod> = api::list(&self.space.pods(), &selector).await?;
-            let pods: Vec<Pod> = pods.into_iter().filter(|pod| !pods::is_at_rest(pod)).collect();
+            let running =
+                |pod: &Pod| pods::generation(pod) == Some(session.generation) && !pods::is_at_rest(pod);
+            let pods: Vec<Pod> = pods.into_iter().filter(running).collect();
             if pods.is_empty() {
                 return Ok(());
             }

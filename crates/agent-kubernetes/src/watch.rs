@@ -1,5 +1,5 @@
 //! Watches the agent's Deployments and pods: wakes actions that wait, tells what happened without being asked for,
-//! and puts ends on record.
+//! and puts on record what came of sessions that nobody waits for.
 //!
 //! A watch that breaks is begun again, with growing pauses, and lists first when it has missed something; what that
 //! means is the mirror's to find out. Only a runtime that has acted under a token writes, and only under that
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use regent_agent::runtime::{Generation, RuntimeError, RuntimeEvent};
+use regent_agent::runtime::{Exit, Generation, RuntimeError, RuntimeEvent, SessionRef};
 use regent_types::SessionName;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::Engine;
 use crate::mirror::{Mirror, News};
 use crate::names::label;
+use crate::stop::SHORTEST_GRACE;
 
 /// How often all sessions are looked at without an event: what lasts is told by this, and what could not be put on
 /// record is tried again.
@@ -55,26 +56,47 @@ pub(crate) async fn run(engine: Arc<Engine>, stopped: CancellationToken) {
         }
         let begun = |session: &SessionName, generation| engine.has_begun(session, generation);
         for news in mirror.review(touched, Instant::now(), &engine.space.namespace, begun) {
-            match news {
+            let to_record = match news {
+                News::RecordEnd(session, generation) | News::RecordUp(session, generation) => {
+                    Some((session, generation))
+                }
                 News::Tell(event) => {
-                    if let RuntimeEvent::Exited {
-                        session,
-                        generation,
-                        exit,
-                        ..
-                    } = &event
-                    {
-                        tracing::info!(%session, generation, %exit, "session ended");
-                    }
+                    let ended = ended_by_itself(&event);
                     engine.tell(event);
+                    ended
                 }
-                News::RecordEnd(session, generation) => {
-                    if engine.acts_under().is_some() && recording.insert(session.clone()) {
-                        records.push(record(&engine, session, generation));
-                    }
-                }
+            };
+            if let Some((session, generation)) = to_record
+                && let Some(token) = engine.acts_under()
+                && recording.insert(session.clone())
+            {
+                let session = SessionRef {
+                    session,
+                    generation,
+                    token,
+                };
+                records.push(record(&engine, session));
             }
         }
+    }
+}
+
+/// The session that an event says has ended, unless it is gone altogether.
+fn ended_by_itself(event: &RuntimeEvent) -> Option<(SessionName, Generation)> {
+    match event {
+        RuntimeEvent::Exited {
+            session,
+            generation,
+            exit,
+            ..
+        } => {
+            tracing::info!(%session, generation, %exit, "session ended");
+            (*exit != Exit::Removed).then(|| (session.clone(), *generation))
+        }
+        RuntimeEvent::Changed { .. }
+        | RuntimeEvent::Progress { .. }
+        | RuntimeEvent::Lagged
+        | RuntimeEvent::Restarted { .. } => None,
     }
 }
 
@@ -85,16 +107,22 @@ fn seen<K>(event: Result<Event<K>, watcher::Error>) -> Option<Event<K>> {
         .ok()
 }
 
-async fn record(engine: &Engine, session: SessionName, generation: Generation) -> SessionName {
-    if let Some(token) = engine.acts_under() {
-        match engine.record_end(&session, generation, token).await {
-            Ok(()) => {}
-            // Its new leader does it.
-            Err(RuntimeError::Fence(error)) => {
-                tracing::debug!(%session, %error, "its end is not ours to record");
-            }
-            Err(error) => tracing::warn!(%session, %error, "its end is not on record yet"),
+/// Puts on record what a session came to. If that is its end, has what Kubernetes began of it again end soon.
+async fn record(engine: &Engine, session: SessionRef) -> SessionName {
+    let recorded = engine.record_end(&session.session, session.generation, session.token);
+    let done = match recorded.await {
+        Ok(true) => engine.await_rest(&session, SHORTEST_GRACE).await,
+        Ok(false) => engine.record_up(&session).await,
+        Err(error) => Err(error),
+    };
+    let session = session.session;
+    match done {
+        Ok(()) => {}
+        // Its new leader does it.
+        Err(RuntimeError::Fence(error)) => {
+            tracing::debug!(%session, %error, "not ours to put on record");
         }
+        Err(error) => tracing::warn!(%session, %error, "not on record yet, or its pod is not gone"),
     }
     session
 }
