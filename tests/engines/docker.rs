@@ -1,5 +1,6 @@
 //! A Docker engine as the stage, and what only Docker has.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +39,10 @@ impl Stage for Engine {
         // For as long as the tests run.
         std::mem::forget(listener);
         json!({ "baseImage": format!("{address}/slow:1"), "defaultResources": { "cpu": "10m", "memory": "16Mi" } })
+    }
+
+    fn slow_because(&self) -> &'static str {
+        "pulling"
     }
 
     fn running(&self, session: &SessionName) -> Vec<(String, u32)> {
@@ -231,7 +236,6 @@ async fn the_agent_runs_as_an_unprivileged_user_in_the_sockets_group() {
         let passable = Command::new("chmod").arg("o+x").arg(folder).status().unwrap();
         assert!(passable.success());
     }
-    use std::os::unix::fs::MetadataExt as _;
     let group = std::fs::metadata(&socket).unwrap().gid();
     let as_nobody = |groups: &str| {
         let mut all: Vec<String> = [

@@ -105,6 +105,10 @@ impl Stage for Namespace {
         })
     }
 
+    fn slow_because(&self) -> &'static str {
+        "nodes are available"
+    }
+
     fn running(&self, session: &SessionName) -> Vec<(String, u32)> {
         let pods = self.of_session("pods", session);
         let live = pods["items"]

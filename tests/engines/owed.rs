@@ -122,7 +122,9 @@ pub(crate) async fn starts_go_side_by_side_and_a_slow_one_delays_nothing(stage: 
     let slow = play.client.create_session(&wish("slow")).await.unwrap();
     eventually("the start that does not end", || async {
         let session = play.client.session(&slow.name).await.ok()?;
-        (session.state == SessionState::Starting).then_some(())
+        // Whoever asks is told why.
+        (session.state == SessionState::Starting && session.reason.contains(stage.slow_because()))
+            .then_some(())
     })
     .await;
     let began = Instant::now();

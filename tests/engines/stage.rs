@@ -25,6 +25,9 @@ pub(crate) trait Stage {
     /// A manifest's `spec` whose start takes until the test is over.
     fn endless_start(&self) -> Value;
 
+    /// A word of the reason that is shown meanwhile.
+    fn slow_because(&self) -> &'static str;
+
     /// What runs for this session: the id of its one container or pod, and how often its program was started.
     fn running(&self, session: &SessionName) -> Vec<(String, u32)>;
 

@@ -67,6 +67,7 @@ pub(crate) async fn ensure(
         Some(file) => credentials(file, registry(image)).map_err(NoImage::ForNow)?,
         None => None,
     };
+    progress(format!("pulling {image}"), None);
     let until = Instant::now() + options.pull_within;
     // A registry may be slow to begin; the deadline of the pull holds for the whole.
     let docker = docker

@@ -27,38 +27,60 @@ impl Engine {
     pub(crate) async fn start(&self, spec: &StartSpec) -> Result<Observed, RuntimeError> {
         let scope = self.admit(spec.token).await?;
         let deadline = Instant::now() + self.options.start_within;
-        let plan = Plan::new(scope, &self.options, spec).map_err(|reason| RuntimeError::BadSpec {
-            session: spec.session.clone(),
-            reason,
-        })?;
         let session = spec.session_ref();
+        let plan = match Plan::new(scope, &self.options, spec) {
+            Ok(plan) => plan,
+            // It may run all the same, since before the agent was configured anew.
+            Err(reason) => {
+                let there = self.observe(&session).await;
+                return there.map_err(|error| match error {
+                    RuntimeError::NotFound { session } | RuntimeError::OtherGeneration { session, .. } => {
+                        RuntimeError::BadSpec { session, reason }
+                    }
+                    other => other,
+                });
+            }
+        };
         self.begins(&session.session, session.generation);
-        let found = self.obtain(&plan, &session).await?;
+        let started = self.bring_up(&plan, &session, deadline).await;
+        if started.is_err() {
+            self.forgets(&session.session);
+        }
+        started
+    }
+
+    async fn bring_up(
+        &self,
+        plan: &Plan,
+        session: &SessionRef,
+        deadline: Instant,
+    ) -> Result<Observed, RuntimeError> {
+        let found = self.obtain(plan, session).await?;
         let record = &found.record;
         match record.phase {
             Phase::Starting => {}
-            Phase::Waking => return self.await_wake(&session, record, deadline).await,
+            Phase::Waking => return self.await_wake(session, record, deadline).await,
             Phase::Started => {
                 // Somebody may have deleted its Service.
-                self.complete(&plan, record, &session).await?;
+                self.complete(plan, record, session).await?;
                 return Ok(found.observed(&self.space.namespace));
             }
             Phase::Hibernated | Phase::Ended(_) | Phase::Stopping => {
                 return Ok(found.observed(&self.space.namespace));
             }
         }
-        let up = match self.complete(&plan, record, &session).await {
-            Ok(()) => self.settle(&session, record, deadline).await,
+        let up = match self.complete(plan, record, session).await {
+            Ok(()) => self.settle(session, record, deadline).await,
             Err(error) => Err(Unsettled::Api(error)),
         };
         match up {
             Ok(()) => {
-                self.has_come_up(&session, record).await?;
-                self.observe(&session).await
+                self.has_come_up(session, record).await?;
+                self.observe(session).await
             }
             Err(unsettled) => {
                 if !matches!(unsettled, Unsettled::Gone(_)) {
-                    self.take_back(&session).await;
+                    self.take_back(session).await;
                 }
                 Err(unsettled.into_error(&session.session))
             }
@@ -215,11 +237,8 @@ impl Engine {
     }
 
     async fn take_back(&self, session: &SessionRef) {
-        match self.remove(session, Stop::within(Duration::ZERO)).await {
-            Ok(()) => self.forgets(&session.session),
-            Err(error) => {
-                tracing::error!(session = %session.session, %error, "a failed start left something");
-            }
+        if let Err(error) = self.remove(session, Stop::within(Duration::ZERO)).await {
+            tracing::error!(session = %session.session, %error, "a failed start left something");
         }
     }
 }

@@ -12,7 +12,7 @@
 //! - an older revision base of the cluster that this data folder belongs to is refused, and so is any
 //!   other cluster: its word on what shall run here counts for nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 
 use regent_types::frame::{
@@ -20,6 +20,7 @@ use regent_types::frame::{
 };
 use regent_types::{ClusterId, SessionName, Token};
 
+use crate::action::Line;
 pub use crate::effect::{Effect, Fatal};
 pub use crate::ended::ENDED_KEPT;
 use crate::journal::{Outcome, RunKey};
@@ -45,6 +46,8 @@ const SILENCE_TENTHS: u64 = 25;
 const MIN_SILENCE: Millis = 2_000;
 /// Heartbeats are at least this far apart, whatever a node says.
 const MIN_HEARTBEAT: Millis = 100;
+/// How often the progress of one command is told at most.
+const PROGRESS_EVERY: Millis = 1_000;
 
 /// What an agent knows when it starts.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +98,8 @@ pub struct ControlSession {
     retired: bool,
     runs: Runs,
     present: Present,
+    /// When the progress of a command about a session was last told.
+    progress: BTreeMap<SessionName, Millis>,
     effects: VecDeque<Effect>,
 }
 
@@ -111,6 +116,7 @@ impl ControlSession {
             retired: false,
             runs: Runs::new(known.parallel.map_or(MAX_PARALLEL, NonZeroUsize::get)),
             present: Present::default(),
+            progress: BTreeMap::new(),
             effects: VecDeque::new(),
         };
         for (key, outcome) in known.outcomes {
@@ -176,6 +182,9 @@ impl ControlSession {
     pub fn finished(&mut self, now: Millis, command: &CommandFrame, outcome: Outcome) {
         let key = key_of(command);
         let again = self.runs.ended(&key);
+        if let Line::Session(session) = Line::of(command) {
+            self.progress.remove(&session);
+        }
         if let Outcome::Completed { .. } = outcome {
             self.present.done(command);
         }
@@ -254,7 +263,16 @@ impl ControlSession {
 
     /// A command about this session takes long, and has come further.
     pub fn progressed(&mut self, now: Millis, session: &SessionName, message: String, percent: Option<u32>) {
-        if let Some(key) = self.runs.working_on(session).filter(|_| self.acts(now)) {
+        // Each goes through the log of the cluster.
+        let soon = self
+            .progress
+            .get(session)
+            .is_some_and(|last| now < last + PROGRESS_EVERY);
+        if soon || !self.acts(now) {
+            return;
+        }
+        if let Some(key) = self.runs.working_on(session) {
+            self.progress.insert(session.clone(), now);
             self.send(report::progress(key, message, percent));
         }
     }

@@ -126,8 +126,8 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) parallel: Option<NonZeroUsize>,
-    /// Where the engine listens: `unix:///PATH` or `tcp://HOST:PORT`
-    /// [default: DOCKER_HOST, else unix:///var/run/docker.sock].
+    /// Where the engine listens: `unix:///PATH` or `tcp://HOST:PORT` [default: `DOCKER_HOST`, else
+    /// `unix:///var/run/docker.sock`].
     #[arg(long, value_name = "URL", help_heading = "Docker")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) docker_host: Option<String>,

@@ -2,10 +2,11 @@
 //!
 //! Only from the connection that leads, and only of the current generation: the report of an older
 //! start is about something that is gone. A state that waits for a command waits for the command's
-//! own answer; a report only adds where the session can be opened.
+//! own answer; a report only adds where the session can be opened, and why it is not as one would wish.
 
 use super::{change, enter, take_details};
 use crate::event::EventKind;
+use crate::limits::cut;
 use crate::operation::{ReportSession, Reported, ReportedSession};
 use crate::outcome::{Applied, Outcome, Rejection};
 use crate::record::{Session, SessionState};
@@ -109,6 +110,10 @@ pub(crate) fn take_report(txn: &mut Txn<'_>, session: &Session, report: &Reporte
         ) => {
             let mut next = session.clone();
             details(&mut next, report);
+            // Why it takes so long, or does not answer: an agent that has nothing to say says nothing.
+            if !report.reason.is_empty() {
+                next.reason = cut(report.reason.clone());
+            }
             let news = next != *session;
             if news {
                 change(txn, session, EventKind::SessionUpdated, |session| *session = next);

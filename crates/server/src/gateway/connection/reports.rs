@@ -5,13 +5,16 @@
 
 use regent_state::operation::{ReportSession, Reported, ReportedSession};
 use regent_state::{Operation, Outcome, Rejection, State};
-use regent_types::frame::{AgentFrame, FailedFrame, Heartbeat, RunningSession, StatusFrame};
+use regent_types::frame::{AgentFrame, FailedFrame, Heartbeat, Progress, RunningSession, StatusFrame};
 use regent_types::session::SessionState;
 use regent_types::{CommandId, Epoch, Time, Token};
 use serde_json::Value;
 
 use super::{CLOSE_TRY_LATER, Connection, Effect, Phase, V2};
 use crate::gateway::v2;
+
+/// Characters of a progress message that are kept.
+const MAX_PROGRESS: usize = 500;
 
 impl Connection {
     pub(super) fn on_frame(
@@ -41,10 +44,7 @@ impl Connection {
                 };
                 self.report(&subject_of(&ack.command_id, state), operation);
             }
-            AgentFrame::Progress(progress) => {
-                metrics::counter!("regent_command_progress_total").increment(1);
-                tracing::debug!(%agent, command = %progress.command_id, message = progress.message, percent = progress.percent, "progress");
-            }
+            AgentFrame::Progress(progress) => self.on_progress(&progress, epoch, state),
             AgentFrame::Complete(complete) => {
                 let subject = subject_of(&complete.command_id, state);
                 let (url, metadata) = of_session(&complete.result);
@@ -67,6 +67,38 @@ impl Connection {
             AgentFrame::LeaseRelease(release) => self.on_release(release),
             AgentFrame::LeaseCampaign(campaign) => self.on_campaign(campaign, epoch, now, wall),
         }
+    }
+
+    /// What takes long in a start or a wake is the session's reason meanwhile, for whoever asks why it does not run yet.
+    fn on_progress(&mut self, progress: &Progress, epoch: Epoch, state: &State) {
+        metrics::counter!("regent_command_progress_total").increment(1);
+        let agent = self.identity.agent.clone();
+        tracing::debug!(%agent, command = %progress.command_id, message = progress.message, percent = progress.percent, "progress");
+        let command = state
+            .command(&progress.command_id)
+            .filter(|command| command.agent == agent);
+        let Some((session, generation)) =
+            command.and_then(|command| Some((command.session.clone()?, command.generation)))
+        else {
+            return;
+        };
+        let subject = format!("session {session}");
+        let session = ReportedSession {
+            name: session,
+            state: Reported::Starting,
+            generation: Some(generation),
+            reason: progress.message.chars().take(MAX_PROGRESS).collect(),
+            url: None,
+            metadata: String::new(),
+        };
+        self.report(
+            &subject,
+            Operation::ReportSession(ReportSession {
+                agent,
+                epoch,
+                session,
+            }),
+        );
     }
 
     pub(super) fn on_failed(&mut self, failed: FailedFrame, protocol: u32, epoch: Epoch, state: &State) {
