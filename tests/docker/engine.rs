@@ -9,8 +9,17 @@ use std::sync::{Mutex, OnceLock};
 pub struct Engine {
     pub host: String,
     folder: tempfile::TempDir,
-    control: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
-    _script: Child,
+    /// None once it is to end.
+    control: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
+    script: Child,
+}
+
+impl Drop for Engine {
+    /// What it made on the host goes only while its folder is there.
+    fn drop(&mut self) {
+        drop(self.control.lock().unwrap().take());
+        let _ = self.script.wait();
+    }
 }
 
 impl Engine {
@@ -41,8 +50,8 @@ impl Engine {
         Ok(Self {
             host: host.trim().to_owned(),
             folder,
-            control: Mutex::new((child.stdin.take().unwrap(), output)),
-            _script: child,
+            control: Mutex::new(Some((child.stdin.take().unwrap(), output))),
+            script: child,
         })
     }
 
@@ -60,6 +69,7 @@ impl Engine {
     /// Tells the script to do something to the engine, and waits until it is done.
     pub fn control(&self, line: &str) {
         let mut control = self.control.lock().unwrap();
+        let control = control.as_mut().expect("it is there until it is dropped");
         writeln!(control.0, "{line}").unwrap();
         let mut answer = String::new();
         control.1.read_line(&mut answer).unwrap();

@@ -21,7 +21,7 @@ use crate::engine::Engine;
 use crate::error::{engine, is_conflict, is_missing, status, words};
 use crate::images::{self, NoImage, OWN_PROGRAM};
 use crate::names::{self, Identity, Purpose, Scope};
-use crate::objects::{Found, NO_FORCE, Phase, READY_INTERVAL, mark_of};
+use crate::objects::{Found, HEALTHY_WITHIN, NO_FORCE, Phase, READY_INTERVAL, mark_of};
 use crate::spec;
 
 /// The grace of a generation that is replaced, and of a session that hibernates by ending.
@@ -37,6 +37,7 @@ const SEEN_WITHIN: Duration = Duration::from_secs(10);
 impl Engine {
     pub(crate) async fn start(&self, spec: &StartSpec) -> Result<Observed, RuntimeError> {
         let scope = self.joined()?;
+        self.until_there().await?;
         self.admit(spec.token).await?;
         let until = Instant::now() + SEEN_WITHIN;
         loop {
@@ -106,13 +107,11 @@ impl Engine {
         } else {
             self.pull(spec, &image).await?;
         }
+        // The pull may have taken long. From here on what is made has the names that a newer leader's would have, so that
+        // is not rolled back once there is one.
+        self.admit(spec.token).await?;
         for (name, labels) in &plan.volumes {
             self.make_volume(name, labels.clone()).await?;
-        }
-        // The pull may have taken long.
-        if let Err(error) = self.admit(spec.token).await {
-            self.roll_back(scope, &session, None).await;
-            return Err(error);
         }
         let name = scope.container(&spec.session, spec.generation);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
@@ -185,8 +184,10 @@ impl Engine {
         let within = spec
             .port
             .as_ref()
-            .map_or(Duration::ZERO, |port| port.ready_within);
-        self.until_ready(id, within).await?;
+            .map_or(HEALTHY_WITHIN, |port| port.ready_within);
+        if let Err(error) = self.until_ready(id, within).await {
+            tracing::warn!(session = %spec.session, %error, "it runs, and whether it is ready is not known");
+        }
         let found = self
             .inspect(scope, id)
             .await?
@@ -195,7 +196,16 @@ impl Engine {
     }
 
     pub(crate) async fn stop(&self, session: &SessionRef, how: Stop) -> Result<(), RuntimeError> {
+        let stopped = self.stop_all(session, how).await;
+        if stopped.is_err() {
+            self.settle(&session.session).await;
+        }
+        stopped
+    }
+
+    async fn stop_all(&self, session: &SessionRef, how: Stop) -> Result<(), RuntimeError> {
         let scope = self.joined()?;
+        self.until_there().await?;
         self.admit(session.token).await?;
         let _busy = self.busy(&session.session);
         let here = self.of_session(&scope, &session.session).await?;
@@ -217,7 +227,16 @@ impl Engine {
     }
 
     pub(crate) async fn hibernate(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
+        let asleep = self.put_to_sleep(session).await;
+        if asleep.is_err() {
+            self.settle(&session.session).await;
+        }
+        asleep
+    }
+
+    async fn put_to_sleep(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
         let scope = self.joined()?;
+        self.until_there().await?;
         self.admit(session.token).await?;
         let _busy = self.busy(&session.session);
         let found = self.existing(&scope, session).await?;
@@ -248,7 +267,11 @@ impl Engine {
                     scope.volume_labels(&found.session_ref(session.token), Purpose::Asleep),
                 )
                 .await?;
-                self.end(&found.id, REPLACE_GRACE).await.map_err(failed())?;
+                if let Err(error) = self.end(&found.id, REPLACE_GRACE).await {
+                    // It goes on, and its end will be one of its own.
+                    self.remove_volume(&session.session, &mark).await?;
+                    return Err(failed()(error));
+                }
             }
         }
         let found = self.existing(&scope, session).await?;
@@ -264,6 +287,7 @@ impl Engine {
 
     pub(crate) async fn wake(&self, session: &SessionRef) -> Result<Observed, RuntimeError> {
         let scope = self.joined()?;
+        self.until_there().await?;
         self.admit(session.token).await?;
         let found = self.existing(&scope, session).await?;
         let failed = || engine(format!("session {} cannot be woken", session.session));
@@ -283,7 +307,9 @@ impl Engine {
             },
             Phase::Asleep => {
                 self.start_container(&found.id).await.map_err(failed())?;
-                self.until_ready(&found.id, WAKE_READY).await?;
+                if let Err(error) = self.until_ready(&found.id, WAKE_READY).await {
+                    tracing::warn!(session = %session.session, %error, "it runs, and whether it is ready is not known");
+                }
             }
         }
         let found = self.existing(&scope, session).await?;
@@ -345,7 +371,12 @@ impl Engine {
                 None => self.remove_volume(session, &volume.name).await?,
             }
         }
-        for (mark, home) in marks.into_iter().filter(|_| homes) {
+        for (mark, home) in marks {
+            if !homes {
+                // A stop that wanted it gone was cut off, and the session goes on with it.
+                self.remove_volume(session, &mark).await?;
+                continue;
+            }
             match self.docker.remove_volume(&home, NO_FORCE).await {
                 Err(error) if is_conflict(&error) => {
                     tracing::info!(%session, home, "its home stays: another session has it too");
@@ -367,6 +398,8 @@ impl Engine {
     /// start of it has in use stays.
     async fn roll_back(&self, scope: &Scope, session: &SessionRef, container: Option<&str>) {
         let left = async {
+            // The generation is a newer leader's by now, with all that it has.
+            self.admit(session.token).await?;
             if let Some(id) = container {
                 let _busy = self.busy(&session.session);
                 if let Some(found) = self.inspect(scope, id).await? {

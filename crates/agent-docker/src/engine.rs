@@ -23,7 +23,7 @@ pub(crate) struct Engine {
     pub(crate) events: broadcast::Sender<RuntimeEvent>,
     pub(crate) memory: Mutex<Memory>,
     /// What the image of the agent's own program is called.
-    pub(crate) own_image: tokio::sync::OnceCell<String>,
+    pub(crate) own_image: tokio::sync::Mutex<Option<String>>,
     /// Networks are not unique by name: one task makes it.
     pub(crate) network: tokio::sync::Mutex<()>,
 }
@@ -38,7 +38,7 @@ impl Engine {
             cluster: OnceLock::new(),
             events: broadcast::channel(crate::EVENT_BUFFER).0,
             memory: Mutex::default(),
-            own_image: tokio::sync::OnceCell::new(),
+            own_image: tokio::sync::Mutex::default(),
             network: tokio::sync::Mutex::default(),
         }
     }

@@ -31,7 +31,11 @@ pub(crate) fn words(error: &Error) -> String {
     match error {
         Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
         Error::DockerStreamError { error } => error.trim().to_owned(),
-        other => other.to_string(),
+        // The client's own words name its parts, and say the cause twice.
+        other => match other.to_string() {
+            text if text.contains("(Connect)") => "the Docker engine cannot be reached".to_owned(),
+            text => text,
+        },
     }
 }
 
@@ -43,6 +47,6 @@ pub(crate) fn engine(what: impl Into<String>) -> impl FnOnce(Error) -> RuntimeEr
         // 400 says that the request is wrong, and it would be wrong again. All else may pass: the engine comes back,
         // a disk gets room.
         retryable: status(&source) != Some(400),
-        source: Box::new(source),
+        source: words(&source).into(),
     }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures::StreamExt as _;
-use regent_agent::runtime::RuntimeEvent;
+use regent_agent::runtime::{RuntimeError, RuntimeEvent};
 use regent_client::backoff::FullJitter;
 use regent_types::Time;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, Shared};
@@ -21,6 +22,9 @@ use crate::names;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The ceiling of later waits: an engine that is back is noticed within a second.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How often what is there is compared with what is known although no event came: a connection over a network may be
+/// dead without a word.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// What happens to containers that matters here.
 const ACTIONS: [&str; 4] = ["die", "destroy", "oom", "health_status"];
 
@@ -70,16 +74,26 @@ async fn once(engine: &Shared, was_away: &mut bool, wait: &mut FullJitter) {
         tracing::info!("the engine is back");
     }
     wait.reset();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => happened(engine, event).await,
-            Err(error) => {
-                tracing::warn!(%error, "the engine's events broke off");
-                break;
-            }
+    let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    // Whatever cannot be looked at now is found by the comparison that comes next. Whether the engine was away is
+    // known by whether it answers then: a stream may break by itself.
+    loop {
+        let looked = tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(event)) => happened(engine, event).await,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the engine's events broke off");
+                    return;
+                }
+                None => return,
+            },
+            _ = look.tick() => engine.compare(false).await,
+        };
+        if let Err(error) = looked {
+            tracing::warn!(%error, "what happened to a session cannot be found out yet");
+            return;
         }
     }
-    note_away(was_away);
 }
 
 /// The engine's time, as it wants it for events: seconds with a fraction.
@@ -95,18 +109,19 @@ fn note_away(was_away: &mut bool) {
     }
 }
 
-async fn happened(engine: &Arc<Engine>, event: EventMessage) {
-    let Some(actor) = event.actor else { return };
-    let (Some(id), Some(labels)) = (actor.id, actor.attributes) else {
-        return;
+async fn happened(engine: &Arc<Engine>, event: EventMessage) -> Result<(), RuntimeError> {
+    let Some((id, labels)) = event.actor.and_then(|actor| Some((actor.id?, actor.attributes?))) else {
+        return Ok(());
     };
-    let Some(scope) = engine.scope() else { return };
+    let Some(scope) = engine.scope() else {
+        return Ok(());
+    };
     let ours = labels.get(names::CLUSTER).map(String::as_str) == Some(scope.cluster.as_str());
     let Some(identity) = names::identity(&labels).filter(|_| ours) else {
-        return;
+        return Ok(());
     };
     let action = event.action.unwrap_or_default();
-    let done = if let Some(health) = action.strip_prefix("health_status") {
+    if let Some(health) = action.strip_prefix("health_status") {
         health_changed(engine, &id, health.trim_start_matches([':', ' '])).await
     } else if action == "oom" {
         // Its end, if it ends by it, is told when it comes.
@@ -114,17 +129,9 @@ async fn happened(engine: &Arc<Engine>, event: EventMessage) {
         Ok(())
     } else {
         engine.after_end(&id, &identity).await
-    };
-    if let Err(error) = done {
-        tracing::warn!(session = %identity.session, %error, "what happened to it cannot be found out");
     }
 }
-
-async fn health_changed(
-    engine: &Engine,
-    id: &str,
-    health: &str,
-) -> Result<(), regent_agent::runtime::RuntimeError> {
+async fn health_changed(engine: &Engine, id: &str, health: &str) -> Result<(), RuntimeError> {
     let Some(scope) = engine.scope() else {
         return Ok(());
     };

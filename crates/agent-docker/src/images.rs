@@ -1,6 +1,6 @@
 //! Images: there, pulled with progress, deadline and repetition, or made of the agent's own program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,14 @@ use base64::engine::general_purpose::STANDARD;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{
+    CreateImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
+};
 use futures::StreamExt as _;
 use regent_client::backoff::FullJitter;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
@@ -202,7 +204,7 @@ fn has_tag(image: &str) -> bool {
 /// The registry of an image, as `docker login` writes it down.
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        Some((host, _)) if host != "docker.io" && (host.contains(['.', ':']) || host == "localhost") => host,
         _ => "https://index.docker.io/v1/",
     }
 }
@@ -267,7 +269,7 @@ pub(crate) const OWN_PROGRAM: &str = "/usr/local/bin/regent";
 pub(crate) async fn ensure_own(
     docker: &Docker,
     program: &Path,
-    known: &OnceCell<String>,
+    known: &Mutex<Option<String>>,
 ) -> Result<String, String> {
     let failed =
         |error: &dyn std::fmt::Display| format!("no image can be made of the agent's own program: {error}");
@@ -284,7 +286,12 @@ pub(crate) async fn ensure_own(
             .map_err(|error| failed(&error))?;
         Ok::<_, String>(format!("regent-own:{tag}"))
     };
-    let image = known.get_or_try_init(name).await?.clone();
+    // One at a time: starts that came together would each make one.
+    let mut known = known.lock().await;
+    let image = match &*known {
+        Some(image) => image.clone(),
+        None => known.insert(name().await?).clone(),
+    };
     if is_here(docker, &image).await.map_err(engine)? {
         return Ok(image);
     }
@@ -308,7 +315,25 @@ pub(crate) async fn ensure_own(
     while let Some(line) = lines.next().await {
         line.map_err(engine)?;
     }
+    remove_older(docker, repository, &image).await;
     Ok(image)
+}
+
+/// Those of programs that were replaced since, unless a session still has one.
+async fn remove_older(docker: &Docker, repository: &str, image: &str) {
+    let filters = HashMap::from([("reference".to_owned(), vec![repository.to_owned()])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    let listed = docker.list_images(Some(options)).await.unwrap_or_default();
+    let older = listed
+        .into_iter()
+        .flat_map(|one| one.repo_tags)
+        .filter(|tag| tag != image);
+    for tag in older {
+        let options = RemoveImageOptionsBuilder::new().force(false).build();
+        if let Err(error) = docker.remove_image(&tag, Some(options), None).await {
+            tracing::debug!(tag, error = words(&error), "an older image stays");
+        }
+    }
 }
 
 /// Where each file is, and where it goes.
@@ -413,6 +438,7 @@ mod tests {
         assert_eq!(registry("nginx"), "https://index.docker.io/v1/");
         assert_eq!(registry("library/nginx:1"), "https://index.docker.io/v1/");
         assert_eq!(registry("registry.example.org/a/b:1"), "registry.example.org");
+        assert_eq!(registry("docker.io/library/nginx"), "https://index.docker.io/v1/");
         assert_eq!(registry("localhost/a"), "localhost");
         assert_eq!(registry("127.0.0.1:5000/a"), "127.0.0.1:5000");
         assert!(has_tag("a/b:1") && has_tag("a@sha256:00") && !has_tag("host:5000/a"));

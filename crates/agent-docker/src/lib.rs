@@ -114,6 +114,13 @@ impl DockerRuntime {
     }
 }
 
+impl DockerRuntime {
+    /// Removes the network of the cluster's sessions, unless there are some: for a cluster that is no more.
+    pub async fn remove_network(&self) -> Result<(), RuntimeError> {
+        self.engine.remove_network().await
+    }
+}
+
 fn dial(host: &str) -> Result<Docker, bollard::errors::Error> {
     match host.strip_prefix("unix://") {
         Some(_) => Docker::connect_with_unix(host, CALL_WITHIN.as_secs(), API_DEFAULT_VERSION),

@@ -31,6 +31,11 @@ struct Known {
 }
 
 impl Memory {
+    /// A container is removed, and will not be seen again.
+    pub(crate) fn gone(&mut self, id: &str) {
+        self.taken_along.retain(|(container, _)| container != id);
+    }
+
     pub(crate) fn expect(&mut self, id: &str, identity: &Identity) {
         let known = self.known.get(&identity.session);
         if known.is_none_or(|known| known.id != id && known.identity.generation <= identity.generation) {
@@ -75,7 +80,9 @@ impl Engine {
             Phase::Ended(exit) => ObservedState::Exited(exit),
             Phase::Made | Phase::Removing => ObservedState::Exited(Exit::Removed),
         };
-        if !matches!(state, ObservedState::Exited(_)) {
+        let busy = memory.busy.contains_key(&found.identity.session);
+        // What is seen while it is being stopped may be gone before it is told.
+        if !busy && !matches!(state, ObservedState::Exited(_)) {
             memory.expect(&found.id, &found.identity);
         }
         drop(memory);
@@ -123,6 +130,7 @@ impl Engine {
             .unwrap_or_else(|| match self.options.publish {
                 // Published on every address: this machine's own is one of them.
                 IpAddr::V4(address) if address.is_unspecified() => "127.0.0.1".to_owned(),
+                IpAddr::V6(address) if address.is_unspecified() => "[::1]".to_owned(),
                 IpAddr::V6(address) => format!("[{address}]"),
                 IpAddr::V4(address) => address.to_string(),
             });
@@ -161,6 +169,19 @@ impl Engine {
         Busy {
             engine: self,
             session: session.clone(),
+        }
+    }
+
+    /// Tells the end of a session that came while an action on it was under way and was not what that action wanted.
+    pub(crate) async fn settle(&self, session: &SessionName) {
+        let known = {
+            let memory = self.memory();
+            memory.known.get(session).filter(|known| !known.told).cloned()
+        };
+        if let Some(Known { id, identity, .. }) = known
+            && let Err(error) = self.after_end(&id, &identity).await
+        {
+            tracing::warn!(%session, %error, "whether it ended meanwhile is found out later");
         }
     }
 

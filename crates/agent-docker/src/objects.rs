@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, HealthStatusEnum,
-    NetworkCreateRequest, Volume, VolumeCreateRequest,
+    ContainerConfig, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
+    ContainerSummaryStateEnum, HealthStatusEnum, NetworkCreateRequest, Volume, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder,
@@ -19,11 +19,19 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
-use crate::error::{engine, is_conflict, is_missing, is_unchanged, words};
+use crate::error::{engine, is_conflict, is_missing, is_unchanged, status, words};
 use crate::names::{self, Identity, Purpose, Scope};
 
 /// A container that somebody else removes is gone within this time.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// How long one container may take to be looked at when all are.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// How long an action waits for an engine that is away: it may be restarting.
+const BACK_WITHIN: Duration = Duration::from_secs(45);
+/// How often it is asked for.
+const BACK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the image's own health check may take to be content where no port says it.
+pub(crate) const HEALTHY_WITHIN: Duration = Duration::from_secs(10);
 /// So many containers are looked at side by side.
 pub(crate) const LOOKS: usize = 16;
 
@@ -145,11 +153,57 @@ impl Engine {
             .map(|volume| volume.name)
             .collect();
         futures::stream::iter(listed)
-            .map(|summary| self.look(scope, summary.id.unwrap_or_default(), &marks))
+            .map(|summary| self.look_or_glance(scope, summary, &marks))
             .buffer_unordered(LOOKS)
             .try_filter_map(|found| std::future::ready(Ok(found)))
             .try_collect()
             .await
+    }
+
+    /// One listed container. The engine may be stuck over a single one; what it says of that one in the list will do,
+    /// if it runs, so that all others are seen.
+    async fn look_or_glance(
+        &self,
+        scope: &Scope,
+        summary: ContainerSummary,
+        marks: &BTreeSet<String>,
+    ) -> Result<Option<Found>, RuntimeError> {
+        let id = summary.id.clone().unwrap_or_default();
+        let looked = tokio::time::timeout(LOOK_WITHIN, self.look(scope, id.clone(), marks)).await;
+        let why = match looked {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(error)) => error,
+            Err(late) => RuntimeError::Engine {
+                what: format!("container {id} cannot be looked at"),
+                retryable: true,
+                source: Box::new(late),
+            },
+        };
+        let status = match summary.state {
+            Some(ContainerSummaryStateEnum::RUNNING) => ContainerStateStatusEnum::RUNNING,
+            Some(ContainerSummaryStateEnum::PAUSED) => ContainerStateStatusEnum::PAUSED,
+            // How it ended, or whether it sleeps, is only to be seen by looking.
+            _ => return Err(why),
+        };
+        tracing::warn!(container = id, error = %why, "the engine is stuck over a container");
+        let labels = summary.labels.unwrap_or_default();
+        Ok(names::identity(&labels).map(|identity| Found {
+            id,
+            identity,
+            inspected: ContainerInspectResponse {
+                name: summary.names.and_then(|names| names.into_iter().next()),
+                config: Some(ContainerConfig {
+                    labels: Some(labels),
+                    ..ContainerConfig::default()
+                }),
+                state: Some(ContainerState {
+                    status: Some(status),
+                    ..ContainerState::default()
+                }),
+                ..ContainerInspectResponse::default()
+            },
+            asleep: false,
+        }))
     }
 
     /// One container by id; none if it is gone, or not ours.
@@ -260,6 +314,7 @@ impl Engine {
             Err(error) if !is_missing(&error) => return Err(left(error)),
             _ => {}
         }
+        self.memory().gone(&one.id);
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match self.docker.remove_container(&one.id, Some(options)).await {
             Ok(()) => Ok(()),
@@ -354,6 +409,31 @@ impl Engine {
             self.docker.remove_network(&other).await.map_err(failed())?;
         }
         Ok(id)
+    }
+
+    /// Returns when the engine answers, or what it says after a while.
+    pub(crate) async fn until_there(&self) -> Result<(), RuntimeError> {
+        let until = Instant::now() + BACK_WITHIN;
+        loop {
+            match self.docker.ping().await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= until => {
+                    return Err(engine("the Docker engine does not answer")(error));
+                }
+                Err(_) => tokio::time::sleep(BACK_INTERVAL).await,
+            }
+        }
+    }
+
+    /// Removes the cluster's network, unless a session is on it.
+    pub(crate) async fn remove_network(&self) -> Result<(), RuntimeError> {
+        let Some(scope) = self.scope() else { return Ok(()) };
+        match self.docker.remove_network(&scope.network()).await {
+            Err(error) if !is_missing(&error) && status(&error) != Some(403) && !is_conflict(&error) => {
+                Err(engine(format!("the network {} stays", scope.network()))(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns when the container's health check is content, or, if it has none, something answers on its port; or it

@@ -66,7 +66,8 @@ impl DockerOptions {
             allowed_binds: Vec::new(),
             allowed_capabilities: Vec::new(),
             pull: Pull::Missing,
-            pull_within: Duration::from_mins(5),
+            // Below the three minutes that a start may take, so that the reason is the one that the registry gave.
+            pull_within: Duration::from_secs(150),
             registry_config: None,
             own_program: None,
         }

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use bollard::models::{
     ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, Mount, MountType,
-    NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    MountVolumeOptions, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use regent_agent::runtime::{HibernateMode, SessionRef, StartSpec};
 use regent_types::template::{ManifestMount, ManifestPort};
@@ -25,6 +25,9 @@ pub(crate) struct Plan {
     pub(crate) volumes: Vec<(String, HashMap<String, String>)>,
     pub(crate) container: ContainerCreateBody,
 }
+
+/// Ports that one session may have published.
+const MAX_PORTS: usize = 32;
 
 /// What a container's log may take: two files of this size.
 const LOG_FILE: &str = "8m";
@@ -61,6 +64,13 @@ pub(crate) fn plan(
     }
     let (volumes, mounts) = mounts(options, site, scope, spec)?;
     let ports = &spec.container.ports;
+    if ports.len() > MAX_PORTS {
+        // Each is a process of the engine's on the host.
+        return Err(format!(
+            "the template has {} ports; {MAX_PORTS} can be published",
+            ports.len()
+        ));
+    }
     let record = Record {
         hibernate: spec.hibernate.unwrap_or(HibernateMode::Restart),
         port: ports.first().map(port_name).transpose()?,
@@ -199,7 +209,8 @@ fn port_name(port: &ManifestPort) -> Result<String, String> {
     }
 }
 
-type Volumes = Vec<(String, HashMap<String, String>)>;
+type Labels = HashMap<String, String>;
+type Volumes = Vec<(String, Labels)>;
 
 fn mounts(
     options: &DockerOptions,
@@ -218,67 +229,120 @@ fn mounts(
         )
     };
     let home_path = spec.container.home_path(&options.home_path);
-    let mut mounts = vec![mount(MountType::VOLUME, &home.0, home_path, false)?];
+    if spec.container.mounts.len() - spec.container.other_mounts().count() > 1 {
+        return Err("the template mounts the home more than once".to_owned());
+    }
+    let mut mounts = vec![mount(MountType::VOLUME, &home.0, home_path, false, &home.1)?];
     let mut volumes = vec![home];
     for one in spec.container.other_mounts() {
         if let Some(host) = &one.host_path {
             let folder = bind(options, site, host, one)?;
-            mounts.push(mount(MountType::BIND, &folder, &one.mount_path, one.read_only)?);
+            mounts.push(mount(
+                MountType::BIND,
+                &folder,
+                &one.mount_path,
+                one.read_only,
+                &files,
+            )?);
         } else {
             // `v-` keeps a volume called `home` or `asleep-1` from what Regent itself names so.
             let name = scope.volume(&spec.session, spec.generation, &format!("v-{}", one.name));
-            mounts.push(mount(MountType::VOLUME, &name, &one.mount_path, one.read_only)?);
+            mounts.push(mount(
+                MountType::VOLUME,
+                &name,
+                &one.mount_path,
+                one.read_only,
+                &files,
+            )?);
             volumes.push((name, files.clone()));
         }
     }
     Ok((volumes, mounts))
 }
 
-fn mount(typ: MountType, source: &str, target: &str, read_only: bool) -> Result<Mount, String> {
-    if !Path::new(target).is_absolute() {
-        return Err(format!("the volume mount {target:?} is not an absolute path"));
+/// Where nothing of a session may be mounted: what confines it is there.
+const NO_MOUNTS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+fn mount(
+    typ: MountType,
+    source: &str,
+    target: &str,
+    read_only: bool,
+    labels: &Labels,
+) -> Result<Mount, String> {
+    let path = Path::new(target);
+    if !is_plain(path) || path == Path::new("/") {
+        return Err(format!(
+            "the volume mount {target:?} is not an absolute path below /"
+        ));
+    }
+    if NO_MOUNTS.iter().any(|folder| path.starts_with(folder)) {
+        return Err(format!("nothing can be mounted at {target:?}"));
     }
     Ok(Mount {
         typ: Some(typ),
         source: Some(source.to_owned()),
         target: Some(target.to_owned()),
         read_only: Some(read_only),
+        // The engine makes a volume that went away again, and it would be nobody's without these.
+        volume_options: (typ == MountType::VOLUME).then(|| MountVolumeOptions {
+            labels: Some(labels.clone()),
+            ..MountVolumeOptions::default()
+        }),
         ..Mount::default()
     })
 }
 
-/// Checks a bind. A link inside an allowed folder is followed as far as this agent can see the host's files.
+/// An absolute path without detours.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && !path
+            .components()
+            .any(|part| matches!(part, Component::ParentDir | Component::CurDir))
+}
+
+/// Sockets of engines, which no session may have, whichever of them this agent uses.
+const SOCKETS: [&str; 4] = [
+    "/run/docker.sock",
+    "/var/run/docker.sock",
+    "/run/containerd",
+    "/run/podman",
+];
+
+/// Checks a bind, and gives the folder that is meant, links followed. What this agent cannot look at it cannot allow.
 fn bind(options: &DockerOptions, site: &Site, host: &str, one: &ManifestMount) -> Result<String, String> {
     let asked = Path::new(host);
-    let plain = asked.is_absolute()
-        && asked
-            .components()
-            .all(|part| !matches!(part, Component::ParentDir | Component::CurDir));
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let below = |path: &Path| {
-        options
-            .allowed_binds
-            .iter()
-            .any(|folder| path.starts_with(folder) || path.starts_with(real(folder)))
-    };
-    if !plain || !below(asked) || !below(&real(asked)) {
-        return Err(format!(
+    let not_allowed = || {
+        format!(
             "the template asks for the folder {host:?} of the host at {}, which this agent does not allow (docker-allow-bind)",
             one.mount_path
-        ));
+        )
+    };
+    if !is_plain(asked) {
+        return Err(not_allowed());
     }
-    let holds_socket = |socket: &PathBuf| real(socket).starts_with(real(asked)) || socket.starts_with(asked);
-    if site.socket.as_ref().is_some_and(holds_socket) {
+    let real = asked
+        .canonicalize()
+        .map_err(|error| format!("{}: the agent cannot look at it: {error}", not_allowed()))?;
+    let below = |folder: &PathBuf| folder.canonicalize().is_ok_and(|folder| real.starts_with(folder));
+    if !options.allowed_binds.iter().any(below) {
+        return Err(not_allowed());
+    }
+    let sockets = SOCKETS.iter().map(Path::new).chain(site.socket.as_deref());
+    let holds = |socket: &Path| {
+        let target = socket.canonicalize();
+        [Some(socket), target.as_deref().ok()]
+            .into_iter()
+            .flatten()
+            .any(|socket| socket.starts_with(&real) || real.starts_with(socket))
+    };
+    let is_socket = real.metadata().is_ok_and(|found| found.file_type().is_socket());
+    if is_socket || sockets.into_iter().any(holds) {
         return Err(format!(
-            "{host:?} holds the engine's socket, which no session may have"
+            "{host:?} is or holds a socket of the engine, which no session may have"
         ));
     }
-    if asked.metadata().is_ok_and(|found| found.file_type().is_socket()) {
-        return Err(format!(
-            "{host:?} is a socket, and sessions get none of the host's"
-        ));
-    }
-    Ok(host.to_owned())
+    real.into_os_string().into_string().map_err(|_| not_allowed())
 }
 
 #[cfg(test)]
@@ -453,14 +517,65 @@ mod tests {
             (Some(MountType::BIND), Some(true))
         );
         let beside = format!("{}-beside", allowed.display());
-        for bad in ["/etc", "allowed", &inside("../x"), &inside("link"), &beside] {
+        for bad in [
+            "/etc",
+            "allowed",
+            &inside("../x"),
+            &inside("link"),
+            &beside,
+            &inside("none"),
+        ] {
             let refused = asking(bad).unwrap_err();
             assert!(refused.contains("docker-allow-bind"), "{bad}: {refused}");
         }
-        for socket in ["/run", "/run/docker.sock", &inside("socket")] {
+        for socket in ["/run", &inside("socket")] {
             let refused = asking(socket).unwrap_err();
             assert!(refused.contains("socket"), "{socket}: {refused}");
         }
+    }
+
+    #[test]
+    fn nothing_is_mounted_over_what_confines_and_no_home_twice() {
+        let asking = |places: &[(&str, &str)]| {
+            let mount = |(name, at): &(&str, &str)| ManifestMount {
+                name: (*name).to_owned(),
+                mount_path: (*at).to_owned(),
+                read_only: false,
+                host_path: None,
+            };
+            let container = ContainerSpec {
+                mounts: places.iter().map(mount).collect(),
+                ..ContainerSpec::default()
+            };
+            planned(&options(), &StartSpec { container, ..spec() }).map(drop)
+        };
+        asking(&[("home", "/home/me"), ("data", "/data")]).unwrap();
+        for bad in [
+            "/",
+            "data",
+            "/proc",
+            "/proc/sys",
+            "/sys/fs/cgroup",
+            "/dev/shm",
+            "/x/../proc",
+        ] {
+            asking(&[("data", bad)]).unwrap_err();
+        }
+        assert!(
+            asking(&[("home", "/a"), ("user-home", "/b")])
+                .unwrap_err()
+                .contains("more than once")
+        );
+        let ports = vec![spec().container.ports[0].clone(); MAX_PORTS + 1];
+        let container = ContainerSpec {
+            ports,
+            ..ContainerSpec::default()
+        };
+        assert!(
+            planned(&options(), &StartSpec { container, ..spec() })
+                .unwrap_err()
+                .contains("ports")
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use regent_agent::runtime::{
 use regent_agent_docker::{DockerOptions, DockerRuntime, Pull};
 use regent_types::template::{ManifestMount, ManifestSecurity};
 use regent_types::{ClusterId, SessionName, Token, UserName};
-use support::{Agent, Engine, SLEEP, address, get, next, next_exit, spec, stop, until, with_port};
+use support::{Agent, Engine, GRACE, SLEEP, address, get, next, next_exit, spec, stop, until, with_port};
 
 /// The engine, or the end of a test that cannot be.
 macro_rules! engine {
@@ -463,7 +463,141 @@ async fn agents_and_clusters_on_one_engine_do_not_see_each_other() {
     }
 }
 
-/// The one call that a deposed leader may have left: its container is of the generation that it was asked for, the
+/// A leader that is deposed in the middle of a start: whoever comes first, one container runs, and after its stop there
+/// is nothing, not even a volume that nobody could tell whose it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_in_the_middle_of_a_start_leaves_one_container_and_after_its_stop_nothing() {
+    let engine =
+        engine!("a_takeover_in_the_middle_of_a_start_leaves_one_container_and_after_its_stop_nothing");
+    let agent = Agent::new(engine, "deposed");
+    let (old, new) = (agent.open().await, agent.open().await);
+    let volumes = || engine.docker(&["volume", "ls", "-q", "--filter", "name=deposed"]);
+    for round in 1..=12 {
+        let before = StartSpec {
+            token: Token(2 * round),
+            ..spec(&agent.id, &format!("deposed-{round}"), SLEEP)
+        };
+        let after = StartSpec {
+            token: Token(2 * round + 1),
+            ..before.clone()
+        };
+        old.take_over(before.token).await.unwrap();
+        let takeover = async {
+            // Somewhere in the middle, somewhere else in each round.
+            tokio::time::sleep(std::time::Duration::from_millis(round * 8)).await;
+            new.take_over(after.token).await.unwrap();
+            new.start(&after).await.unwrap()
+        };
+        let (first, second) = tokio::join!(old.start(&before), takeover);
+        assert_eq!(second.state, ObservedState::Running, "{first:?}");
+        agent.container(after.session.as_str());
+        stop(&new, &after).await;
+        assert_eq!(agent.left(after.session.as_str()), Vec::<String>::new());
+        assert_eq!(volumes(), "", "round {round}: {first:?}");
+    }
+}
+
+/// A hibernation that finds the session ended says so, and so does an event.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_in_the_middle_of_a_hibernation_is_told() {
+    let engine = engine!("an_end_in_the_middle_of_a_hibernation_is_told");
+    let agent = Agent::new(engine, "midway");
+    let runtime = agent.open().await;
+    for round in 0..6 {
+        let name = format!("midway-{round}");
+        let spec = spec(&agent.id, &name, SLEEP);
+        let mut events = runtime.watch();
+        runtime.start(&spec).await.unwrap();
+        let id = agent.container(&name);
+        let session = spec.session_ref();
+        let kill = async {
+            tokio::time::sleep(std::time::Duration::from_millis(round * 3)).await;
+            engine.docker_output(&["kill", &id])
+        };
+        let (asleep, _) = tokio::join!(runtime.hibernate(&session), kill);
+        match asleep {
+            // It slept before the kill came, or by it: then it wakes.
+            Ok(_) => assert_eq!(
+                runtime.wake(&session).await.unwrap().state,
+                ObservedState::Running
+            ),
+            Err(RuntimeError::WrongState { .. }) => {
+                assert_eq!(next_exit(&mut events).await, (name.clone(), Exit::Signal(9)));
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+        stop(&runtime, &spec).await;
+    }
+}
+
+/// A container that the engine is stuck over does not hide the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_the_engine_is_stuck_over_does_not_hide_the_others() {
+    let Some(engine) = Engine::own("a_container_that_the_engine_is_stuck_over_does_not_hide_the_others")
+    else {
+        return;
+    };
+    let agent = Agent::new(&engine, "stuck");
+    let runtime = agent.open().await;
+    let [stuck, other] = ["stuck-1", "stuck-2"].map(|name| spec(&agent.id, name, SLEEP));
+    for spec in [&stuck, &other] {
+        runtime.start(spec).await.unwrap();
+    }
+    // Its shim is frozen, and somebody asks the engine to end it.
+    let pid = engine.docker(&[
+        "inspect",
+        "--format",
+        "{{.State.Pid}}",
+        &agent.container("stuck-1"),
+    ]);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let shim = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    let signal = |signal: &str| {
+        std::process::Command::new("kill")
+            .args([signal, &shim])
+            .status()
+            .unwrap()
+    };
+    signal("-STOP");
+    let ending = stuck.session_ref();
+    let stopping = runtime.stop(&ending, Stop::within(GRACE));
+    let looking = async {
+        until("the engine is stuck", async || {
+            let inspect = ["inspect", "--format", "{{.Id}}", &agent.container("stuck-1")].map(str::to_owned);
+            let host = engine.host.clone();
+            let asked = tokio::process::Command::new("/usr/bin/docker")
+                .env("DOCKER_HOST", host)
+                .args(inspect)
+                .output();
+            tokio::time::timeout(std::time::Duration::from_secs(1), asked)
+                .await
+                .is_err()
+                .then_some(())
+        })
+        .await;
+        let listed = runtime.list().await.unwrap();
+        signal("-CONT");
+        listed
+    };
+    let (stopped, listed) = tokio::join!(stopping, looking);
+    let listed: Vec<(String, ObservedState)> = listed
+        .into_iter()
+        .map(|one| (one.session.to_string(), one.state))
+        .collect();
+    let should = ["stuck-1", "stuck-2"].map(|name| (name.to_owned(), ObservedState::Running));
+    assert_eq!(listed, should);
+    stopped.unwrap();
+    stop(&runtime, &other).await;
+}
+
+/// What a deposed leader's call made that had passed the fence just before: it is of the generation that it was asked for, the
 /// newer leader finds it, and a start of that generation adopts it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_late_call_made_is_found_and_adopted_and_a_cut_off_one_is_no_session() {
@@ -471,7 +605,7 @@ async fn what_a_late_call_made_is_found_and_adopted_and_a_cut_off_one_is_no_sess
     let agent = Agent::new(engine, "late");
     let (old, new) = (agent.open().await, agent.open().await);
     let spec = spec(&agent.id, "late-1", SLEEP);
-    // As if the old leader had passed the fence just before: its call arrives although a newer one has spoken.
+    // Made by the old leader; nobody was told.
     old.start(&spec).await.unwrap();
     new.take_over(Token(2)).await.unwrap();
     let id = agent.container("late-1");

@@ -420,8 +420,13 @@ impl Service {
             }
             Internal::Listed(found) => {
                 for one in found {
-                    if let ObservedState::Exited(exit) = one.state {
-                        self.exited(&one.session, one.generation, exit);
+                    match one.state {
+                        // Taken along by something: to be compared anew, not told as an end of its own.
+                        ObservedState::Exited(Exit::Unknown) => {
+                            self.engine_restarted("sessions are gone and nobody saw how");
+                        }
+                        ObservedState::Exited(exit) => self.exited(&one.session, one.generation, exit),
+                        ObservedState::Running | ObservedState::Hibernated => {}
                     }
                 }
             }
@@ -450,7 +455,7 @@ impl Service {
             } => self.session.progressed(boot_ms(), &session, message, percent),
             RuntimeEvent::Restarted { reason } => {
                 tracing::warn!(reason, "the engine was away");
-                self.session.engine_restarted(&reason);
+                self.engine_restarted(&reason);
             }
             RuntimeEvent::Lagged => {
                 let (runtime, internal) = (self.runtime.clone(), self.internal.clone());
@@ -463,6 +468,14 @@ impl Service {
                 });
             }
         }
+    }
+
+    fn engine_restarted(&mut self, reason: &str) {
+        // An attempt under way may have looked before.
+        if self.attempt.is_some() {
+            self.attempt = Some(self.attempt_after(Duration::ZERO));
+        }
+        self.session.engine_restarted(reason);
     }
 
     fn exited(&mut self, session: &regent_types::SessionName, generation: u64, exit: Exit) {

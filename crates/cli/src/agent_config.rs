@@ -169,7 +169,7 @@ pub(crate) struct AgentConfig {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) docker_pull: Option<Pull>,
-    /// How long a pull may take, with its repetitions [default: 5m].
+    /// How long a pull may take, with its repetitions [default: 150s].
     #[arg(long, value_name = "DURATION", help_heading = "Docker")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) docker_pull_within: Option<Span>,

@@ -102,6 +102,16 @@ pub(crate) mod docker {
             );
             return Err(UsageError(told).into());
         }
+        if let Some(home) = config
+            .docker_home_path
+            .as_ref()
+            .filter(|home| !home.starts_with('/'))
+        {
+            return Err(UsageError(format!(
+                "docker-home-path is an absolute path, and {home:?} is none"
+            ))
+            .into());
+        }
         if config.docker_pids_limit == Some(0) {
             return Err(UsageError("docker-pids-limit is at least 1".to_owned()).into());
         }
@@ -143,11 +153,14 @@ pub(crate) mod docker {
             return Ok(());
         };
         let end = async |cluster: ClusterId| {
-            let options = options(&AgentConfig::default(), agent, data)?;
+            // As the agent was: by the same variables.
+            let config = AgentConfig::load(None, AgentConfig::default())?;
+            let options = options(&config, agent, data)?;
             let runtime = DockerRuntime::connect(options).await?;
             runtime.joined(&cluster);
             let token = Fence::open(data)?.highest()?;
             regent_agent::stop_sessions(&runtime, token).await;
+            runtime.remove_network().await?;
             anyhow::Ok(())
         };
         tokio::time::timeout(END_WITHIN, end(cluster))

@@ -373,7 +373,14 @@ async fn exited(
     rule: Rule,
     events: &mut BoxStream<'static, RuntimeEvent>,
 ) -> Result<(SessionName, Generation, Exit), Violation> {
-    match tokio::time::timeout(EVENT_WAIT, events.next()).await {
+    let news = |event: &RuntimeEvent| {
+        !matches!(
+            event,
+            RuntimeEvent::Progress { .. } | RuntimeEvent::Changed { .. }
+        )
+    };
+    let mut exits = events.filter(|event| std::future::ready(news(event)));
+    match tokio::time::timeout(EVENT_WAIT, exits.next()).await {
         Ok(Some(RuntimeEvent::Exited {
             session,
             generation,

@@ -30,8 +30,9 @@ pub(super) fn of(state: &State, command: &Command) -> Value {
             }
         }
         Action::StopSession => {
-            // A home that was not asked to persist goes with its session; volumes leaked otherwise.
-            let keep = session.is_some_and(|session| session.persistent_home);
+            // A home that was not asked to persist goes with its session; volumes leaked otherwise. What is not known any
+            // more may have one that was.
+            let keep = session.is_none_or(|session| session.persistent_home);
             payload.entry("deletePVC").or_insert(json!(!keep));
         }
         Action::HibernateSession | Action::WakeSession | Action::Custom(_) => {}
