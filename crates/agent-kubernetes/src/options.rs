@@ -50,7 +50,8 @@ impl KubernetesOptions {
             restricted: true,
             run_as_user: None,
             allowed_capabilities: Vec::new(),
-            start_within: Duration::from_mins(5),
+            // Below the three minutes that a start may take, so that the reason is the one that Kubernetes gave.
+            start_within: Duration::from_secs(150),
             image_pull_policy: None,
         }
     }

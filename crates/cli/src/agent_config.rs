@@ -224,7 +224,7 @@ pub(crate) struct AgentConfig {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) kubernetes_allow_capability: Vec<String>,
-    /// How long a start waits until its container runs [default: 5m].
+    /// How long a start waits until its container runs [default: 150s].
     #[arg(long, value_name = "DURATION", help_heading = "Kubernetes")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kubernetes_start_within: Option<Span>,
