@@ -75,17 +75,22 @@ async fn once(engine: &Shared, was_away: &mut bool, wait: &mut FullJitter) {
     }
     wait.reset();
     let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
-    // Whatever cannot be looked at now is found by the comparison that comes next. Whether the engine was away is
-    // known by whether it answers then: a stream may break by itself.
+    // Whatever cannot be looked at now is found by the comparison that comes next.
     loop {
         let looked = tokio::select! {
             event = events.next() => match event {
                 Some(Ok(event)) => happened(engine, event).await,
+                // An engine that restarts may answer again before it is next asked. What ended by itself in the moment
+                // of a mere break is started again instead of told, which is the lesser harm.
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the engine's events broke off");
+                    note_away(was_away);
                     return;
                 }
-                None => return,
+                None => {
+                    note_away(was_away);
+                    return;
+                }
             },
             _ = look.tick() => engine.compare(false).await,
         };

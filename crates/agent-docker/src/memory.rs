@@ -3,13 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use regent_agent::runtime::{Exit, Generation, Observed, ObservedState, RuntimeError, RuntimeEvent};
 use regent_types::{SessionName, Time};
+use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::names::{self, Identity};
 use crate::objects::{Found, Phase, published};
+
+/// How long an engine that came back may take to end what it had left running.
+const RETURNING: Duration = Duration::from_secs(20);
 
 /// What only matters while this object lives.
 #[derive(Debug, Default)]
@@ -20,6 +25,8 @@ pub(crate) struct Memory {
     busy: BTreeMap<SessionName, usize>,
     /// Runs of containers, by id and start, that ended because the engine did.
     taken_along: BTreeSet<(String, String)>,
+    /// The containers that were there when the engine came back, and until when that counts.
+    returned: Option<(Instant, BTreeSet<String>)>,
 }
 
 /// A container that ran. One that has ended by itself never runs again, so its end is told once.
@@ -31,6 +38,13 @@ struct Known {
 }
 
 impl Memory {
+    /// Whether a container was there when the engine came back, a moment ago: an engine that was killed ends what it
+    /// left running only once it is back.
+    fn returned_lately(&self, id: &str) -> bool {
+        let lately = |(until, ids): &(Instant, BTreeSet<String>)| Instant::now() < *until && ids.contains(id);
+        self.returned.as_ref().is_some_and(lately)
+    }
+
     /// A container is removed, and will not be seen again.
     pub(crate) fn gone(&mut self, id: &str) {
         self.taken_along.retain(|(container, _)| container != id);
@@ -190,6 +204,10 @@ impl Engine {
         let Some(scope) = self.scope() else { return Ok(()) };
         let exit = match self.inspect(&scope, id).await? {
             Some(found) => match found.phase() {
+                Phase::Ended(_) if self.memory().returned_lately(id) => {
+                    self.take_along(&[found]);
+                    return Ok(());
+                }
                 Phase::Ended(exit) => exit,
                 Phase::Removing => Exit::Removed,
                 Phase::Made | Phase::Running | Phase::Paused | Phase::Asleep => return Ok(()),
@@ -226,6 +244,22 @@ impl Engine {
         });
     }
 
+    /// These ended with the engine: they count as missing, and what shall run is started again.
+    fn take_along(&self, taken: &[Found]) {
+        if taken.is_empty() {
+            return;
+        }
+        let mut memory = self.memory();
+        for one in taken {
+            memory.taken_along.insert(one.run());
+            memory.known.remove(&one.identity.session);
+        }
+        drop(memory);
+        let reason = format!("{} sessions ended with the engine", taken.len());
+        // Nobody listening is fine: a list tells the same.
+        let _ = self.events.send(RuntimeEvent::Restarted { reason });
+    }
+
     /// Compares what is there with what was known to run, after events may have been missed. `engine_was_away`: what
     /// ended meanwhile ended with the engine, and is to be started again.
     pub(crate) async fn compare(&self, engine_was_away: bool) -> Result<(), RuntimeError> {
@@ -243,7 +277,7 @@ impl Engine {
             return Ok(());
         }
         let found = self.all(&scope, None).await?;
-        let mut taken = 0;
+        let (mut taken, mut returned) = (Vec::new(), BTreeSet::new());
         for Known { id, identity, .. } in known {
             match found
                 .iter()
@@ -251,20 +285,17 @@ impl Engine {
                 .map(|one| (one, one.phase()))
             {
                 None | Some((_, Phase::Removing)) => self.tell(&id, &identity, Exit::Removed),
-                Some((one, Phase::Ended(_))) if engine_was_away => {
-                    let mut memory = self.memory();
-                    memory.taken_along.insert(one.run());
-                    memory.known.remove(&identity.session);
-                    taken += 1;
-                }
+                Some((one, Phase::Ended(_))) if engine_was_away => taken.push(one.clone()),
                 Some((_, Phase::Ended(exit))) => self.tell(&id, &identity, exit),
-                Some((_, Phase::Made | Phase::Running | Phase::Paused | Phase::Asleep)) => {}
+                Some((_, Phase::Made | Phase::Running | Phase::Paused | Phase::Asleep)) => {
+                    returned.insert(id);
+                }
             }
         }
-        if taken > 0 {
-            let reason = format!("{taken} sessions ended with the engine");
-            let _ = self.events.send(RuntimeEvent::Restarted { reason });
+        if engine_was_away {
+            self.memory().returned = Some((Instant::now() + RETURNING, returned));
         }
+        self.take_along(&taken);
         Ok(())
     }
 }

@@ -72,7 +72,8 @@ impl ApiError {
         let mut what = what.into();
         if let Self::Refused(status) = &self
             && status.is_forbidden()
-            && !self.is_retryable()
+            // Quotas, limits and webhooks forbid as well, in other words.
+            && status.message.contains(" cannot ")
         {
             what.push_str(
                 ": the agent's Role does not allow it; deploy/kubernetes/agent.yaml has the one it needs",
@@ -85,6 +86,11 @@ impl ApiError {
         }
     }
 }
+
+/// How long the server may be silent where it owes something.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+/// After so many seconds the server ends a watch, and it is begun again.
+pub(crate) const WATCH_SECONDS: u32 = 20;
 
 /// Waits for an answer, for so long and no longer.
 pub(crate) async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
@@ -114,7 +120,9 @@ impl std::fmt::Debug for Space {
 
 impl Space {
     pub(crate) async fn open(options: &KubernetesOptions) -> Result<Self, RuntimeError> {
-        let config = config(options).await?;
+        let mut config = config(options).await?;
+        // A connection that died without a word: what is watched says something at least this often.
+        config.read_timeout = Some(READ_WITHIN);
         let namespace = options
             .namespace
             .clone()
@@ -216,9 +224,4 @@ pub(crate) fn patching() -> PatchParams {
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     }
-}
-
-/// Server-side apply: what other managers have set of our fields is taken back.
-pub(crate) fn applying() -> PatchParams {
-    PatchParams::apply(MANAGER).force()
 }

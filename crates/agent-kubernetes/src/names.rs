@@ -38,6 +38,8 @@ pub(crate) mod annotation {
     /// The highest token under which the object was changed or adopted.
     pub(crate) const TOKEN: &str = "regent.dev/token";
     /// The token under which the session was started.
+    /// The session and generation that last began to use a claim or a Service.
+    pub(crate) const USED_BY: &str = "regent.dev/used-by";
     pub(crate) const STARTED_TOKEN: &str = "regent.dev/started-token";
     pub(crate) const PHASE: &str = "regent.dev/phase";
     /// How it ended, as JSON.

@@ -14,16 +14,22 @@ const SIGNAL_BASE: i32 = 128;
 /// The highest number of a signal that ends programs (Linux; real-time signals are not told apart from codes).
 const MAX_SIGNAL: i32 = 31;
 
-/// Reasons for which a container waits that do not pass by themselves. A pull that backs off has failed
-/// twice in a row.
-const HOPELESS: [&str; 7] = [
+/// Reasons for which a container waits that do not pass by themselves.
+const HOPELESS: [&str; 3] = [
     "InvalidImageName",
     "ErrImageNeverPull",
-    "ImagePullBackOff",
     "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-    "ImageInspectError",
+];
+
+/// In every word about a pull that fails.
+pub(crate) const CANNOT_BE_PULLED: &str = "cannot be pulled";
+
+/// What an engine says when it cannot make a container and never will. All else may be the engine's own trouble.
+const WRONG: [&str; 4] = [
+    "executable file not found",
+    "no such file or directory",
+    "permission denied",
+    "exec format error",
 ];
 
 /// What a registry says of an image that it does not have or does not give, whoever the registry is.
@@ -86,12 +92,24 @@ fn is_going(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() || phase == Some("Failed")
 }
 
-/// Whether a pod is being deleted and its container has ended, so that nothing of it runs any more.
+/// Whether nothing of a pod runs any more, nor will: it is being deleted and its container has ended, or Kubernetes has
+/// failed it. One that was evicted is not deleted by anybody.
 pub(crate) fn is_at_rest(pod: &Pod) -> bool {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.container_statuses.as_ref());
+    let status = pod.status.as_ref();
+    let statuses = status.and_then(|status| status.container_statuses.as_ref());
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let running = statuses.is_some_and(|statuses| {
+        let runs = |container: &ContainerStatus| {
+            container
+                .state
+                .as_ref()
+                .is_some_and(|state| state.running.is_some())
+        };
+        statuses.iter().any(runs)
+    });
+    if matches!(phase, Some("Failed" | "Succeeded")) && !running {
+        return true;
+    }
     let ended = statuses.is_some_and(|statuses| {
         statuses.iter().all(|container| {
             let state = container.state.as_ref();
@@ -163,7 +181,7 @@ fn of_container(container: &ContainerStatus) -> Condition {
             });
             Condition::Stuck {
                 why: told(
-                    &format!("the image {:?} cannot be pulled", container.image),
+                    &format!("the image {:?} {CANNOT_BE_PULLED}", container.image),
                     message,
                 ),
                 hopeless: gone || HOPELESS.contains(&reason),
@@ -172,7 +190,8 @@ fn of_container(container: &ContainerStatus) -> Condition {
         }
         _ => Condition::Stuck {
             why: told(reason, message),
-            hopeless: HOPELESS.contains(&reason),
+            hopeless: HOPELESS.contains(&reason)
+                || message.is_some_and(|message| WRONG.iter().any(|words| message.contains(words))),
             pull: false,
         },
     }
@@ -249,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn an_evicted_pod_is_at_rest_though_nobody_deletes_it() {
+        let evicted = pod(&json!({ "phase": "Failed", "reason": "Evicted" }));
+        assert!(is_at_rest(&evicted));
+        let running = json!([{ "name": CONTAINER, "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+            "state": { "running": {} } }]);
+        assert!(!is_at_rest(&pod(
+            &json!({ "phase": "Failed", "containerStatuses": running })
+        )));
+        assert!(!is_at_rest(&pod(
+            &json!({ "phase": "Running", "containerStatuses": running })
+        )));
+    }
+
+    #[test]
     fn how_a_container_ended() {
         assert_eq!(
             exit(&json!({ "exitCode": 0, "reason": "Completed" })),
@@ -319,7 +352,10 @@ mod tests {
             "{why}"
         );
         assert!(stuck("ErrImagePull", "manifest for demo:1 Not Found").1);
-        assert!(stuck("ImagePullBackOff", "Back-off pulling image").1);
+        assert!(
+            !stuck("ImagePullBackOff", "Back-off pulling image").1,
+            "the registry may be back"
+        );
         let (why, hopeless) = stuck(
             "CreateContainerConfigError",
             "container has runAsNonRoot and image will run as root",

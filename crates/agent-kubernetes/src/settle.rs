@@ -7,12 +7,15 @@ use regent_types::SessionName;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
-use crate::pods::Condition;
+use crate::pods::{CANNOT_BE_PULLED, Condition};
 use crate::record::{Phase, Record};
 
 /// How long something must have been in the way before it is told: a claim is bound within a second, and an image that
 /// is there needs no pull.
 const TELL_AFTER: Duration = Duration::from_secs(2);
+
+/// How long the pull of an image may go on failing.
+const PULL_FAILS_FOR: Duration = Duration::from_secs(20);
 
 /// Why a session did not come up.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ impl Engine {
         let mut waiting = self.waiting_for(&session.session);
         let mut progress = Progress::default();
         let mut runs_since = None;
-        let mut pull = None;
+        let mut pull: Option<String> = None;
+        let mut fails_since = None;
         loop {
             let now = Instant::now();
             let words = match self.look(&session.session).await {
@@ -87,6 +91,7 @@ impl Engine {
                             pull: pulled,
                         }),
                     ) => {
+                        let backs_off = why.contains(CANNOT_BE_PULLED);
                         if hopeless {
                             return Err(Unsettled::Hopeless(match pull {
                                 // Of a pull that backs off only the tries before say what was wrong.
@@ -96,6 +101,13 @@ impl Engine {
                         }
                         if pulled {
                             pull = Some(why.clone());
+                        }
+                        if pulled || backs_off {
+                            fails_since.get_or_insert(now);
+                        }
+                        // A registry may be away for a moment. After that the next run is for it.
+                        if fails_since.is_some_and(|since| now - since >= PULL_FAILS_FOR) {
+                            return Err(Unsettled::NotNow(pull.unwrap_or(why)));
                         }
                         why
                     }

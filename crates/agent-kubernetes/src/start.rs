@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::Resource;
-use kube::api::{Api, Patch, PostParams};
+use kube::api::{Api, PostParams};
+use kube::{Resource, ResourceExt};
 use regent_agent::runtime::{Observed, RuntimeError, SessionRef, StartSpec, Stop};
 use regent_types::Token;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{self, ApiError, answer, named};
+use crate::api::{ApiError, answer, named};
 use crate::change::{self, Object, TRIES};
 use crate::engine::{Engine, read};
 use crate::found::Found;
-use crate::names::MANAGER;
+use crate::names::{MANAGER, annotation};
 use crate::objects::{Plan, token_of};
 use crate::pods::Condition;
 use crate::record::{Phase, Record};
@@ -42,7 +43,7 @@ impl Engine {
             }
         };
         self.begins(&session.session, session.generation);
-        let started = self.bring_up(&plan, &session, deadline).await;
+        let started = Box::pin(self.bring_up(&plan, &session, deadline)).await;
         if started.is_err() {
             self.forgets(&session.session);
         }
@@ -55,7 +56,7 @@ impl Engine {
         session: &SessionRef,
         deadline: Instant,
     ) -> Result<Observed, RuntimeError> {
-        let found = self.obtain(plan, session).await?;
+        let found = Box::pin(self.obtain(plan, session)).await?;
         let record = &found.record;
         match record.phase {
             Phase::Starting => {}
@@ -105,7 +106,7 @@ impl Engine {
                 Some(_) => self.remove(session, Stop::within(REPLACE_GRACE)).await?,
                 None => {
                     Box::pin(self.await_gone(session, REPLACE_GRACE)).await?;
-                    if let Some(record) = self.create(plan, session).await? {
+                    if let Some(record) = Box::pin(self.create(plan, session)).await? {
                         return Ok(Found {
                             record,
                             pods: Vec::new(),
@@ -123,16 +124,17 @@ impl Engine {
     /// Creates the Deployment; nothing if another replica was faster. An apply would overwrite what that one
     /// made: a creation is fenced by its unique name, and only a create is a creation.
     async fn create(&self, plan: &Plan, session: &SessionRef) -> Result<Option<Record>, RuntimeError> {
-        let params = PostParams {
-            field_manager: Some(MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        match answer(self.space.deployments().create(&params, &plan.deployment)).await {
+        match answer(self.space.deployments().create(&creating(), &plan.deployment)).await {
             Ok(created) => {
                 tracing::info!(session = %session.session, generation = session.generation, deployment = plan.name, "created");
+                // A newer leader that took over just before has not seen it, and nobody would look for it.
+                if let Err(error) = self.admit(session.token).await {
+                    self.take_back(session).await;
+                    return Err(error);
+                }
                 read(&created).map(Some)
             }
-            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) if error.is_already_exists() || error.is_conflict() => Ok(None),
             Err(error) => Err(refused::<Deployment>(error, &plan.name, session)),
         }
     }
@@ -156,9 +158,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Applies an object that is missing. One that is there stays as it is, but for the token: a claim cannot be
-    /// changed, and its size may be configured anew since.
-    async fn ensure<K: Object>(
+    /// Creates an object that is missing; an apply would overwrite what a newer leader made meanwhile. One that is
+    /// there stays as it is, but for the token and who uses it: a claim cannot be changed, and its size may be
+    /// configured anew since.
+    async fn ensure<K: Object + Serialize>(
         &self,
         api: &Api<K>,
         name: &str,
@@ -169,7 +172,15 @@ impl Engine {
         let deadline = Instant::now() + self.options.start_within;
         loop {
             let there = change::change(api, name, session.token, |found: &K| {
-                Ok(raised(found, session.token))
+                // Written each time, so that whoever deletes a home at the version that it read before does not.
+                let user = format!("{}.{}", session.session, session.generation);
+                let used = found.annotations().get(annotation::USED_BY) == Some(&user);
+                let patch = json!({ "metadata": { "annotations": { annotation::USED_BY: user } } });
+                Ok(if used {
+                    raised(found, session.token)
+                } else {
+                    Some(patch)
+                })
             });
             match there.await? {
                 Some(found) if found.meta().deletion_timestamp.is_none() => return Ok(()),
@@ -181,11 +192,22 @@ impl Engine {
                 }
                 Some(_) => waiting.a_while().await,
                 None => {
-                    let applied = answer(api.patch(name, &api::applying(), &Patch::Apply(object))).await;
-                    return match applied {
-                        Ok(_) => Ok(()),
-                        Err(error) => Err(refused::<K>(error, name, session)),
-                    };
+                    let wanted: K =
+                        serde_json::from_value(object.clone()).map_err(|error| RuntimeError::BadSpec {
+                            session: session.session.clone(),
+                            reason: format!("cannot make {}: {error}", named::<K>(name)),
+                        })?;
+                    match answer(api.create(&creating(), &wanted)).await {
+                        Ok(_) => return Ok(()),
+                        // Somebody was faster, or a quota was being counted: look again.
+                        Err(error) if error.is_already_exists() || error.is_conflict() => {
+                            if Instant::now() >= deadline {
+                                return Err(refused::<K>(error, name, session));
+                            }
+                            waiting.a_while().await;
+                        }
+                        Err(error) => return Err(refused::<K>(error, name, session)),
+                    }
                 }
             }
         }
@@ -240,6 +262,14 @@ impl Engine {
         if let Err(error) = self.remove(session, Stop::within(Duration::ZERO)).await {
             tracing::error!(session = %session.session, %error, "a failed start left something");
         }
+    }
+}
+
+/// Of what is not there yet.
+fn creating() -> PostParams {
+    PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
     }
 }
 

@@ -14,7 +14,7 @@ use regent_agent::runtime::{RuntimeError, SessionRef, Stop};
 use tokio::time::Instant;
 
 use crate::api::{self, answer, named};
-use crate::change;
+use crate::change::{self, TRIES};
 use crate::engine::{Engine, Waiting, read};
 use crate::names::{Scope, label};
 use crate::pods;
@@ -82,23 +82,39 @@ impl Engine {
         home: &str,
     ) -> Result<bool, RuntimeError> {
         let selector = format!("{},{}={home}", scope.selector(), label::HOME);
-        let users = api::list(&self.space.deployments(), &selector).await?;
-        if users.iter().any(|other| {
-            other.labels().get(label::SESSION).map(String::as_str) != Some(session.session.as_str())
-        }) {
-            tracing::info!(session = %session.session, home, "its home stays: another session has it too");
-            return Ok(false);
-        }
         let claims = self.space.claims();
-        let how = DeleteParams::default();
-        let there = change::delete(
-            &claims,
-            home,
-            session.token,
-            &how,
-            |claim: &PersistentVolumeClaim| Ok(claim.metadata.deletion_timestamp.is_none()),
-        );
-        there.await
+        for _ in 0..TRIES {
+            // Read before the users are listed: a session that begins to use it meanwhile writes to it.
+            let Some(before) = api::get(&claims, home).await? else {
+                return Ok(false);
+            };
+            let users = api::list(&self.space.deployments(), &selector).await?;
+            if users.iter().any(|other: &Deployment| {
+                other.labels().get(label::SESSION).map(String::as_str) != Some(session.session.as_str())
+            }) {
+                tracing::info!(session = %session.session, home, "its home stays: another session has it too");
+                return Ok(false);
+            }
+            let (how, mut same) = (DeleteParams::default(), true);
+            let there = change::delete(
+                &claims,
+                home,
+                session.token,
+                &how,
+                |claim: &PersistentVolumeClaim| {
+                    same = claim.resource_version() == before.resource_version();
+                    Ok(same && claim.metadata.deletion_timestamp.is_none())
+                },
+            );
+            let there = there.await?;
+            if same {
+                return Ok(there);
+            }
+        }
+        Err(RuntimeError::StopIncomplete {
+            session: session.session.clone(),
+            left: format!("its home {home}, which others keep using"),
+        })
     }
 
     /// Waits until the claim of a home is gone, whose last pod is.

@@ -19,6 +19,7 @@ use regent_types::SessionName;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::WATCH_SECONDS;
 use crate::engine::Engine;
 use crate::mirror::{Mirror, News};
 use crate::names::label;
@@ -31,7 +32,9 @@ const REVIEW_EVERY: Duration = Duration::from_secs(1);
 /// Watches until `stopped`.
 pub(crate) async fn run(engine: Arc<Engine>, stopped: CancellationToken) {
     let Ok(scope) = engine.scope() else { return };
-    let config = watcher::Config::default().labels(&format!("{},{}", scope.selector(), label::SESSION));
+    let config = watcher::Config::default()
+        .labels(&format!("{},{}", scope.selector(), label::SESSION))
+        .timeout(WATCH_SECONDS);
     let mut deployments = pin!(watcher(engine.space.deployments(), config.clone()).default_backoff());
     let mut pods = pin!(watcher(engine.space.pods(), config).default_backoff());
     let mut review = interval(REVIEW_EVERY);
