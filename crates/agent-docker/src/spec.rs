@@ -145,9 +145,10 @@ fn host_config(
     Ok(HostConfig {
         network_mode: Some(network.to_owned()),
         mounts: Some(mounts),
+        // The engine takes no less than a hundredth of a processor.
         nano_cpus: spec
             .cpu_milli
-            .map(|milli| i64::try_from(milli.saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
+            .map(|milli| i64::try_from(milli.max(10).saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
         memory,
         // No swap beyond it, or the limit is none.
         memory_swap: memory,
