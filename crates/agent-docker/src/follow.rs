@@ -136,6 +136,7 @@ async fn happened(engine: &Arc<Engine>, event: EventMessage) -> Result<(), Runti
         engine.after_end(&id, &identity).await
     }
 }
+
 async fn health_changed(engine: &Engine, id: &str, health: &str) -> Result<(), RuntimeError> {
     let Some(scope) = engine.scope() else {
         return Ok(());

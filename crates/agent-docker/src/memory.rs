@@ -228,12 +228,20 @@ impl Engine {
         if memory.busy.contains_key(&session) {
             return;
         }
-        match memory.known.get_mut(&session) {
-            Some(known) if known.id == id && !known.told => known.told = true,
-            // Told already, stopped, replaced, or never seen to run.
+        let news = match memory.known.get_mut(&session) {
+            Some(known) if known.id == id => !std::mem::replace(&mut known.told, true),
+            // Stopped, replaced, or never seen to run.
             Some(_) | None => return,
+        };
+        if exit == Exit::Removed {
+            // Another replica may have stopped it: nobody here would ever forget it.
+            memory.known.remove(&session);
+            memory.gone(id);
         }
         drop(memory);
+        if !news {
+            return;
+        }
         tracing::info!(%session, generation, %exit, "session ended");
         // Nobody listening is fine: a list tells the same.
         let _ = self.events.send(RuntimeEvent::Exited {
