@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// A locked data folder. The lock is held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct DataFolder {
-    _lock: File,
+    lock: File,
 }
 
 /// Why a data folder cannot be used.
@@ -75,7 +75,16 @@ impl DataFolder {
         }
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _lock: lock })
+        Ok(Self { lock })
+    }
+}
+
+impl Drop for DataFolder {
+    /// A child that was forked and has not yet become its program has the open file too, and with it the lock.
+    /// Unlocking takes it from both; closing would leave it to the child.
+    fn drop(&mut self) {
+        // The kernel releases it with the last of the open files in any case.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -94,5 +103,16 @@ mod tests {
         assert!(refused.to_string().contains("in use by another process"));
         drop(first);
         DataFolder::open(&path).unwrap();
+    }
+
+    /// Another thread starts a program: between fork and exec its child has a copy of every open file.
+    #[test]
+    fn a_copy_of_the_open_file_does_not_keep_the_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = DataFolder::open(parent.path()).unwrap();
+        let in_a_child = first.lock.try_clone().unwrap();
+        drop(first);
+        DataFolder::open(parent.path()).unwrap();
+        drop(in_a_child);
     }
 }
