@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_command_without_an_end_is_named() {
         let done = ("a".to_owned(), Some("completed".to_owned()));
-        assert!(ended(&[done.clone()]).is_ok());
+        assert!(ended(std::slice::from_ref(&done)).is_ok());
         assert_eq!(ended(&[done, ("b".to_owned(), None)]).unwrap_err().history, ["b"]);
     }
 

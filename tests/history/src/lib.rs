@@ -8,6 +8,7 @@
 
 pub mod digest;
 pub mod effects;
+pub mod fencing;
 pub mod forward;
 pub mod lease;
 pub mod quota;

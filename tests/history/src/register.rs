@@ -182,7 +182,7 @@ fn happened(calls: &[Call]) -> Result<Vec<Done>, String> {
             break;
         }
     }
-    for (value, _) in &seen_until {
+    for value in seen_until.keys() {
         if *value != INITIAL && !written.contains_key(value) {
             return Err(format!("value {value} was seen, and nobody ever wrote it"));
         }
@@ -289,29 +289,25 @@ impl<'a> Search<'a> {
                 longest = self.order.len();
                 stuck_at = holds;
             }
-            match self.candidate(from, self.deadline(), holds) {
-                Some((at, next)) => {
+            if let Some((at, next)) = self.candidate(from, self.deadline(), holds) {
+                self.flip(at);
+                if self.tried.insert((self.taken.clone(), next)) {
+                    self.order.push((at, holds));
+                    holds = next;
+                    from = 0;
+                } else {
                     self.flip(at);
-                    if self.tried.insert((self.taken.clone(), next)) {
-                        self.order.push((at, holds));
-                        holds = next;
-                        from = 0;
-                    } else {
-                        self.flip(at);
-                        from = at + 1;
-                    }
-                }
-                None => {
-                    let Some((at, before)) = self.order.pop() else {
-                        return Err(format!(
-                            "no order explains it: at most {longest} of {} operations fit, up to value {stuck_at}",
-                            self.done.len()
-                        ));
-                    };
-                    self.flip(at);
-                    holds = before;
                     from = at + 1;
                 }
+            } else if let Some((at, before)) = self.order.pop() {
+                self.flip(at);
+                holds = before;
+                from = at + 1;
+            } else {
+                return Err(format!(
+                    "no order explains it: at most {longest} of {} operations fit, up to value {stuck_at}",
+                    self.done.len()
+                ));
             }
         }
     }
