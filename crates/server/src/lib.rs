@@ -29,5 +29,13 @@ mod server;
 mod service;
 mod waiting;
 
-pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, Options};
+pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, Options, SnapshotPolicy};
 pub use server::{Error, Server};
+
+/// Breaks a rule in this whole process: see `regent_state::faults`.
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+pub fn seed_fault(name: &str) -> Result<(), String> {
+    regent_state::faults::seed(Some(name.parse()?));
+    Ok(())
+}

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use regent_raft::LogStore;
+pub use regent_raft::{LogStore, SnapshotPolicy};
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -48,6 +48,8 @@ pub struct Options {
     pub dev: bool,
     /// What keeps log and vote in the data folder; it never changes for a folder.
     pub log_store: LogStore,
+    /// When snapshots are taken.
+    pub snapshots: SnapshotPolicy,
     /// Log, vote and snapshots live in this process only (tests).
     pub in_memory: bool,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
@@ -75,6 +77,7 @@ impl Options {
             admin_password: None,
             dev: false,
             log_store: LogStore::default(),
+            snapshots: SnapshotPolicy::default(),
             in_memory: false,
             http_listener: None,
             peer_listener: None,

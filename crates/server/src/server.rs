@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, SnapshotPolicy, StartError, Storage, Timing};
+use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Timing};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -92,7 +92,7 @@ impl Server {
             members: options.members.clone(),
             secret: ClusterSecret::new(&options.secret)?,
             timing: Timing::default(),
-            snapshots: SnapshotPolicy::default(),
+            snapshots: options.snapshots.clone(),
             listener: Some(peer_listener),
             storage,
         };
