@@ -454,6 +454,15 @@ fn kill_and_wait(pid: u32) {
     }
 }
 
+/// This process, for what it starts to end with it.
+pub(crate) fn lifeline() -> String {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // Field 22; the second one, a name in brackets, may hold spaces.
+    let (_, after_the_name) = stat.rsplit_once(')').unwrap();
+    let start = after_the_name.split_whitespace().nth(19).unwrap();
+    format!("{}:{start}", std::process::id())
+}
+
 /// Makes a file readable by its owner only.
 pub(crate) fn restrict(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;

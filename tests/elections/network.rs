@@ -92,6 +92,11 @@ impl Network {
         there
     }
 
+    /// A host, for a thread that wants to be there.
+    pub(crate) fn inside(&self, host: usize) -> Inside {
+        Inside(format!("/run/netns/{}", self.namespace(host)))
+    }
+
     /// Cuts a host off from some others, until it is healed.
     pub(crate) fn cut(&self, host: usize, others: &[usize], cut: Cut) {
         let others: Vec<String> = others.iter().map(|other| self.address(*other)).collect();
@@ -127,6 +132,21 @@ impl Network {
 
     fn namespace(&self, host: usize) -> String {
         format!("{}-{host}", self.name)
+    }
+}
+
+/// See [`Network::inside`].
+pub(crate) struct Inside(String);
+
+impl Inside {
+    /// From now on this thread, and every thread and process that it starts, is on that host.
+    pub(crate) fn enter(&self) {
+        let namespace = std::fs::File::open(&self.0).expect("the namespace was made before");
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&namespace),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .expect("who made a namespace may enter it");
     }
 }
 

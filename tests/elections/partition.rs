@@ -8,7 +8,7 @@ use std::time::Duration;
 use regent_client::clock::boot_ms;
 use regent_types::cluster::Cluster as Seen;
 
-use crate::harness::{REGENT, eventually, lacks, restrict};
+use crate::harness::{REGENT, eventually, lacks, lifeline, restrict};
 use crate::network::{Cut, Network};
 use crate::timeline::Timeline;
 use crate::{Cluster, Election, rounds};
@@ -152,15 +152,6 @@ impl Drop for Apart {
             eprintln!("logs and data are kept in {}", folder.keep().display());
         }
     }
-}
-
-/// This process, for the nodes to end with it.
-fn lifeline() -> String {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // Field 22; the second one, a name in brackets, may hold spaces.
-    let (_, after_the_name) = stat.rsplit_once(')').unwrap();
-    let start = after_the_name.split_whitespace().nth(19).unwrap();
-    format!("{}:{start}", std::process::id())
 }
 
 /// Cuts the Raft leader off while somebody holds the lease, in every way and for every time.

@@ -9,18 +9,20 @@
 //! appended; all else is unknown. A proposal that was never appended is tried again until its deadline,
 //! since an election or a transfer ends by itself.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use openraft::error::ClientWriteError;
+use openraft::raft::WriteResponse;
 use regent_state::{Request, decode_applied};
 use regent_types::{NodeId, Revision};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{MAX_PROPOSAL, Proposal};
+use crate::config::{MAX_PROPOSAL, Proposal, TypeConfig};
 use crate::error::ProposeError;
 use crate::gather::gather;
 use crate::node::{Proposed, Shared};
@@ -271,19 +273,7 @@ async fn run_local(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
             .map(|p| (Proposal { at, body: p.body }, (p.reply, p.slot)))
             .unzip();
         match raft.client_write_many(bodies).await {
-            Ok(mut results) => {
-                tokio::spawn(async move {
-                    for (reply, _slot) in waiting {
-                        let answer = match results.next().await {
-                            Some(Ok(Ok(written))) => ProposeReply::Done(written.response),
-                            Some(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => ProposeReply::NotLeader,
-                            // Discarded by another leader's log, or openraft stopped: perhaps.
-                            Some(Ok(Err(_)) | Err(_)) | None => ProposeReply::Unknown,
-                        };
-                        let _ = reply.send(answer);
-                    }
-                });
-            }
+            Ok(results) => drop(tokio::spawn(hand_out(results, waiting))),
             // openraft's door is closed: it took none of them.
             Err(_) => {
                 for (reply, _slot) in waiting {
@@ -291,6 +281,24 @@ async fn run_local(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Pending>) {
                 }
             }
         }
+    }
+}
+
+/// Answers each proposal of a batch with what became of it, in order.
+async fn hand_out<E>(
+    results: impl Stream<Item = Result<Result<WriteResponse<TypeConfig>, ClientWriteError<TypeConfig>>, E>>,
+    waiting: Vec<(oneshot::Sender<ProposeReply>, OwnedSemaphorePermit)>,
+) {
+    // openraft's stream ends early when openraft does, and must not be asked again then.
+    let mut results = pin!(results.fuse());
+    for (reply, _slot) in waiting {
+        let answer = match results.next().await {
+            Some(Ok(Ok(written))) => ProposeReply::Done(written.response),
+            Some(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => ProposeReply::NotLeader,
+            // Discarded by another leader's log, or openraft stopped: perhaps.
+            Some(Ok(Err(_)) | Err(_)) | None => ProposeReply::Unknown,
+        };
+        let _ = reply.send(answer);
     }
 }
 
@@ -372,4 +380,28 @@ async fn deposed(shared: &Shared, leader: NodeId) {
 
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    /// A node that stopped with a batch under way asked openraft's stream again after its end, which panics.
+    #[tokio::test]
+    async fn what_openraft_does_not_answer_is_unknown() {
+        let one_failure = stream::unfold(0, |n| async move { (n == 0).then_some((Err(()), 1)) });
+        let slots = Arc::new(Semaphore::new(3));
+        let (mut waiting, mut answers) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let (reply, answer) = oneshot::channel();
+            waiting.push((reply, slots.clone().try_acquire_owned().unwrap()));
+            answers.push(answer);
+        }
+        hand_out(one_failure, waiting).await;
+        for answer in answers {
+            assert!(matches!(answer.await, Ok(ProposeReply::Unknown)));
+        }
+    }
 }

@@ -13,6 +13,7 @@ pub mod forward;
 pub mod lease;
 pub mod quota;
 pub mod register;
+pub mod retry;
 pub mod watch;
 
 use std::fmt;

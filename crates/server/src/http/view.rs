@@ -256,19 +256,19 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
     }
 }
 
-/// An event; the state is asked for what records refer to.
+/// An event, the same whatever state a node has reached.
 pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::event::Event {
     let record = match &event.record {
         _ if is_gone(event.kind) => Value::Null,
         EventRecord::Session(record) => value(&session(record, None)),
-        EventRecord::Agent(record) => value(&agent(record, state, None)),
+        EventRecord::Agent(record) => without("activeSessions", value(&agent(record, state, None))),
         EventRecord::Command(record) => value(&command(record)),
         // The same on every node: who waits is told by events of its own.
         EventRecord::Lease(record) => value(&lease(record, None, [])),
         EventRecord::Candidate(record) => value(&lease_candidate(record)),
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
-        EventRecord::ApiToken(record) => value(&token(record, state)),
+        EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -280,6 +280,15 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         subject: event.subject().to_owned(),
         record,
     }
+}
+
+/// A record without a field that is looked up in whatever state a node has reached: an event says the same on every
+/// node. What it depends on has events of its own.
+fn without(field: &str, mut record: Value) -> Value {
+    if let Some(record) = record.as_object_mut() {
+        record.remove(field);
+    }
+    record
 }
 
 /// What a lease is, as the first event of a stream about it.

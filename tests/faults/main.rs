@@ -1,0 +1,128 @@
+//! Faults, on real processes: nodes on hosts of their own, an agent of three replicas, clients on every node, and
+//! everything that goes wrong in a year within a minute. One seed fixes what is done when (`plan`); what the clients
+//! recorded is judged afterwards (`verdict`) by checkers that know nothing of Regent (the package `regent-history`).
+//!
+//! CI runs one short run; `just faults --seconds N --seed S` as long as one likes. `proofs` are the other half: each
+//! breaks a rule on purpose and must see the checker go red that is meant for it.
+
+// All of it is a test. What is measured goes to stderr.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod cluster;
+#[path = "../blackbox/harness.rs"]
+#[allow(dead_code, unreachable_pub)] // the black-box tests use the rest
+mod harness;
+mod nemesis;
+#[path = "../elections/network.rs"]
+mod network;
+mod plan;
+mod proxy;
+mod resources;
+mod run;
+#[path = "../durability/strace.rs"]
+#[allow(dead_code, unreachable_pub)] // the durability tests use the rest
+mod strace;
+mod verdict;
+mod workload;
+
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::harness::lacks;
+use crate::network::Network;
+use crate::plan::{Can, Plan, any_seed};
+use crate::run::{Wish, run};
+
+/// How long the run in CI lasts.
+const SHORT: Duration = Duration::from_secs(60);
+/// How long `just faults` lasts when nothing else is said.
+const LONG: Duration = Duration::from_mins(5);
+/// How soon after the last fault is healed every node must serve.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What `just faults` was asked for.
+#[derive(Debug, Default)]
+struct Args {
+    seconds: Option<u64>,
+    seed: Option<u64>,
+    nodes: Option<usize>,
+}
+
+impl Args {
+    fn parse(text: &str) -> Self {
+        let mut args = Self::default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for pair in words.chunks(2) {
+            let number = |what: &str| {
+                let value = pair.get(1).and_then(|value| value.parse::<u64>().ok());
+                value.unwrap_or_else(|| panic!("{what} takes a number"))
+            };
+            match pair[0] {
+                "--seconds" => args.seconds = Some(number("--seconds")),
+                "--seed" => args.seed = Some(number("--seed")),
+                "--nodes" => args.nodes = Some(usize::try_from(number("--nodes")).unwrap()),
+                other => panic!("{other} is none of --seconds N, --seed S, --nodes N"),
+            }
+        }
+        args
+    }
+}
+
+/// What this machine can do.
+fn can() -> Can {
+    Can {
+        strace: !strace::is_missing(),
+        faketime: !lacks("faketime", cluster::has_faketime()),
+    }
+}
+
+/// A network for a plan, where the machine can have one.
+fn network(plan: &Plan) -> Option<Network> {
+    let network = Network::new(Cluster::hosts(plan)).inspect_err(|why| eprintln!("{why}"));
+    if lacks("netns", network.is_ok()) {
+        return None;
+    }
+    network.ok()
+}
+
+fn run_of(seed: u64, nodes: Option<usize>, lasts: Duration) {
+    let plan = Plan::new(seed, nodes, can());
+    let Some(network) = network(&plan) else { return };
+    let wish = Wish {
+        plan,
+        lasts,
+        rounds: None,
+        fault: None,
+        recovers_within: RECOVERS_WITHIN,
+        first_violation_ends: false,
+    };
+    let outcome = run(network, wish);
+    let left = run::left_behind(&outcome.folder);
+    assert!(
+        outcome.violations.is_empty() && left.is_empty(),
+        "seed {seed}; again: just faults --seed {seed} --seconds {}\nprocesses left behind: {left:?}\n{}",
+        lasts.as_secs(),
+        outcome
+            .violations
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+}
+
+/// A seed for CI: any would do, but a run that fails must not be one that nobody has seen before.
+const CI_SEED: u64 = 1;
+
+#[test]
+fn nothing_is_wrong_after_a_minute_of_faults() {
+    run_of(CI_SEED, Some(3), SHORT);
+}
+
+#[test]
+#[ignore = "as long as one likes: just faults"]
+fn long() {
+    let args = Args::parse(&std::env::var("REGENT_TEST_FAULTS").unwrap_or_default());
+    let lasts = args.seconds.map_or(LONG, Duration::from_secs);
+    run_of(args.seed.unwrap_or_else(any_seed), args.nodes, lasts);
+}

@@ -1,0 +1,311 @@
+//! Makes things go wrong, and right again.
+//!
+//! A fault that is going on is a value that ends it: [`Ongoing::heal`] leaves nothing of it behind, so that what is
+//! not well afterwards is the cluster's doing.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use regent_types::NodeId;
+use rustix::process::Signal;
+use tokio::task::JoinHandle;
+
+use crate::cluster::{Cluster, REPLICAS, SNAPSHOT_EVERY, node_name, replica_name};
+use crate::harness::eventually;
+use crate::network::Cut;
+use crate::plan::{Nemesis, Who};
+use crate::strace::Tracer;
+
+/// How often a flapping link changes.
+const FLAP_EVERY: Duration = Duration::from_millis(150);
+/// How often the leadership is handed over.
+const TRANSFER_EVERY: Duration = Duration::from_millis(400);
+/// The file that takes all the room of a disk.
+const BALLAST: &str = "ballast";
+
+/// A fault that is going on.
+pub(crate) struct Ongoing {
+    cluster: Arc<Cluster>,
+    what: Nemesis,
+    /// Whom it is about.
+    nodes: Vec<usize>,
+    replica: Option<usize>,
+    tracers: Vec<Tracer>,
+    task: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+}
+
+impl Ongoing {
+    /// Begins it; what it has found out by itself is a violation.
+    pub(crate) async fn begin(cluster: &Arc<Cluster>, what: Nemesis) -> Result<Self, String> {
+        let mut ongoing = Self {
+            cluster: cluster.clone(),
+            nodes: Vec::new(),
+            replica: None,
+            tracers: Vec::new(),
+            task: None,
+            what: what.clone(),
+        };
+        ongoing.inject(&what).await?;
+        eprintln!(
+            "    {what}: nodes {:?}, replica {:?}",
+            ongoing.nodes, ongoing.replica
+        );
+        Ok(ongoing)
+    }
+
+    async fn resolve(&self, who: Who) -> usize {
+        match who {
+            Who::Node(node) => node,
+            Who::Leader => self.cluster.leader().await.unwrap_or(0),
+        }
+    }
+
+    async fn resolve_all(&self, who: &[Who]) -> Vec<usize> {
+        let mut nodes = Vec::new();
+        for who in who {
+            nodes.push(self.resolve(*who).await);
+        }
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    fn others(&self, than: &[usize]) -> Vec<usize> {
+        (0..self.cluster.plan.nodes)
+            .filter(|node| !than.contains(node))
+            .collect()
+    }
+
+    async fn inject(&mut self, what: &Nemesis) -> Result<(), String> {
+        let cluster = self.cluster.clone();
+        match what {
+            Nemesis::Kill(who) => {
+                self.nodes = self.resolve_all(who).await;
+                self.nodes.iter().for_each(|node| cluster.kill(&node_name(*node)));
+            }
+            Nemesis::KillAll => {
+                self.nodes = self.others(&[]);
+                // All at the same moment: none may make up for another.
+                for signal in [Signal::STOP, Signal::KILL] {
+                    self.nodes.iter().for_each(|node| {
+                        cluster.may_end(&node_name(*node));
+                        cluster.signal(&node_name(*node), signal);
+                    });
+                }
+            }
+            Nemesis::Freeze(who) => {
+                self.nodes = self.resolve_all(who).await;
+                for node in &self.nodes {
+                    cluster.signal(&node_name(*node), Signal::STOP);
+                }
+            }
+            Nemesis::Restart(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.stop(&node_name(self.nodes[0])).await?;
+            }
+            Nemesis::RollingRestart => {
+                for node in 0..cluster.plan.nodes {
+                    cluster.stop(&node_name(node)).await?;
+                    cluster.start_node(node);
+                    let client = cluster.client_of(node);
+                    eventually("a node serves again", || async { client.readyz().await.ok() }).await;
+                }
+            }
+            Nemesis::Transfers => self.keep_on(TRANSFER_EVERY, {
+                let nodes = cluster.plan.nodes;
+                move |turn| {
+                    let client = cluster.client(turn % nodes).with_deadline(Duration::from_secs(1));
+                    let to = (turn % 2 == 0).then(|| NodeId(u64::try_from(turn % nodes).unwrap() + 1));
+                    async move {
+                        let _ = client.transfer(to).await;
+                    }
+                }
+            }),
+            Nemesis::Partition(who) => {
+                self.nodes = self.resolve_all(who).await;
+                let others = self.others(&self.nodes);
+                for node in &self.nodes {
+                    cluster.network.cut(*node, &others, Cut::Both);
+                }
+            }
+            Nemesis::OneWay(who, cut) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster
+                    .network
+                    .cut(self.nodes[0], &self.others(&self.nodes), *cut);
+            }
+            Nemesis::Bridge(who) => {
+                let middle = self.resolve(*who).await;
+                self.nodes = self.others(&[middle]);
+                for node in &self.nodes {
+                    cluster
+                        .network
+                        .cut(*node, &self.others(&[middle, *node]), Cut::Both);
+                }
+            }
+            Nemesis::Flap(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                let (node, others) = (self.nodes[0], self.others(&self.nodes));
+                self.keep_on(FLAP_EVERY, move |turn| {
+                    if turn % 2 == 0 {
+                        cluster.network.cut(node, &others, Cut::Both);
+                    } else {
+                        cluster.network.heal(node);
+                    }
+                    std::future::ready(())
+                });
+            }
+            Nemesis::Delay(up_to) => cluster.lateness.set(*up_to),
+            Nemesis::SlowDisk(who, by) => {
+                self.nodes = vec![self.resolve(*who).await];
+                self.trace(&format!("delay_enter={}ms", by.as_millis()));
+            }
+            Nemesis::FailingSync(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.may_end(&node_name(self.nodes[0]));
+                self.trace("error=EIO");
+            }
+            Nemesis::FullDisk(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.may_end(&node_name(self.nodes[0]));
+                fill(&cluster.data(self.nodes[0]).join(BALLAST));
+            }
+            Nemesis::ClockJump(who, by) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.move_clock(self.nodes[0], *by);
+            }
+            Nemesis::Behind(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.kill(&node_name(self.nodes[0]));
+                self.until_it_is_behind().await;
+            }
+            Nemesis::KillAgent => {
+                self.replica = self.leading_replica().await;
+                cluster.kill(&replica_name(self.replica.unwrap_or(0)));
+            }
+            Nemesis::FreezeAgent => {
+                self.replica = self.leading_replica().await;
+                cluster.signal(&replica_name(self.replica.unwrap_or(0)), Signal::STOP);
+            }
+            Nemesis::RestartAgent => {
+                self.replica = self.leading_replica().await;
+                cluster.stop(&replica_name(self.replica.unwrap_or(0))).await?;
+            }
+            Nemesis::CutAgent(who) => {
+                self.nodes = vec![self.resolve(*who).await];
+                cluster.network.cut(cluster.agents(), &self.nodes, Cut::Both);
+            }
+        }
+        Ok(())
+    }
+
+    async fn leading_replica(&self) -> Option<usize> {
+        let leading = tokio::time::timeout(Duration::from_secs(2), self.cluster.leading_replica());
+        leading
+            .await
+            .ok()
+            .flatten()
+            .filter(|replica| *replica < REPLICAS.len())
+    }
+
+    /// Writes by the other clients fill the log beyond what is kept behind a snapshot.
+    async fn until_it_is_behind(&self) {
+        let others = self.others(&self.nodes);
+        let client = self.cluster.client_of(others[0]);
+        let index = async || client.index().await.ok().flatten().map(|index| index.0);
+        let begun = eventually("an index", index).await;
+        eventually(
+            "entries that the node lacks are not in the log any more",
+            || async {
+                let now = index().await?;
+                (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
+            },
+        )
+        .await;
+    }
+
+    fn trace(&mut self, inject: &str) {
+        let name = node_name(self.nodes[0]);
+        let Some(pid) = self.cluster.pid(&name) else {
+            return;
+        };
+        let inject = format!("inject=fdatasync:{inject}");
+        let nowhere = std::path::Path::new("/dev/null");
+        let flags = ["-e", "trace=fdatasync", "-e", &inject];
+        self.tracers.extend(Tracer::attach(pid, nowhere, &flags));
+    }
+
+    fn keep_on<F>(&mut self, every: Duration, mut turn: impl FnMut(usize) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut count = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                turn(count).await;
+                count += 1;
+                tokio::time::sleep(every).await;
+            }
+        });
+        self.task = Some((stop, task));
+    }
+
+    /// Ends it. What was killed is started by whoever ends the round.
+    pub(crate) async fn heal(mut self) {
+        if let Some((stop, task)) = self.task.take() {
+            stop.store(true, Ordering::Relaxed);
+            let _ = task.await;
+        }
+        self.tracers.clear();
+        let cluster = &self.cluster;
+        match &self.what {
+            Nemesis::Freeze(_) => {
+                for node in &self.nodes {
+                    cluster.signal(&node_name(*node), Signal::CONT);
+                }
+            }
+            Nemesis::FreezeAgent => {
+                cluster.signal(&replica_name(self.replica.unwrap_or(0)), Signal::CONT);
+            }
+            Nemesis::Partition(_) | Nemesis::OneWay(..) | Nemesis::Bridge(_) | Nemesis::Flap(_) => {
+                self.nodes.iter().for_each(|node| cluster.network.heal(*node));
+            }
+            Nemesis::CutAgent(_) => cluster.network.heal(cluster.agents()),
+            Nemesis::Delay(_) => cluster.lateness.set(Duration::ZERO),
+            Nemesis::FullDisk(_) => {
+                let _ = std::fs::remove_file(cluster.data(self.nodes[0]).join(BALLAST));
+                self.end_what_failed().await;
+            }
+            Nemesis::FailingSync(_) => self.end_what_failed().await,
+            Nemesis::ClockJump(..) => cluster.move_clock(self.nodes[0], 0),
+            Nemesis::Kill(_)
+            | Nemesis::KillAll
+            | Nemesis::Restart(_)
+            | Nemesis::RollingRestart
+            | Nemesis::Transfers
+            | Nemesis::SlowDisk(..)
+            | Nemesis::Behind(_)
+            | Nemesis::KillAgent
+            | Nemesis::RestartAgent => {}
+        }
+    }
+
+    /// A node whose disk has failed ends by itself, unless nothing was written meanwhile. Whether it is still at it is
+    /// not for this test to guess: it is ended, so that the next round begins with a node that is well.
+    async fn end_what_failed(&self) {
+        let _ = self.cluster.stop(&node_name(self.nodes[0])).await;
+    }
+}
+
+/// Takes all the room that is left.
+fn fill(path: &std::path::Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let piece = vec![0; 1 << 20];
+    while file.write_all(&piece).is_ok() {}
+    // The last bytes too.
+    while file.write_all(&[0; 64]).is_ok() {}
+}

@@ -1,0 +1,286 @@
+//! One run: a cluster, its clients, rounds of faults, and the verdict.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use regent_history::Violation;
+use regent_types::session::SessionState;
+use tokio::task::JoinSet;
+
+use crate::cluster::Cluster;
+use crate::harness::processes_naming;
+use crate::nemesis::Ongoing;
+use crate::network::Network;
+use crate::plan::{Plan, Round};
+use crate::workload::leases::Leases;
+use crate::workload::registers::Registers;
+use crate::workload::sessions::Sessions;
+use crate::workload::watches::Watches;
+use crate::workload::{Run, ended};
+use crate::{resources, verdict};
+
+/// The name in [`Violation::checker`] for a cluster that is not well again in time.
+pub(crate) const RECOVERY: &str = "recovery";
+/// The name in [`Violation::checker`] for processes that end by themselves, or do not end when they are told to.
+pub(crate) const PROCESSES: &str = "processes end when they are told to";
+
+/// How often a node is asked whether it serves again.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long the agents and sessions may take to come to rest at the end; far more than they need.
+const SETTLED_WITHIN: Duration = Duration::from_secs(90);
+
+/// What a run is asked to do.
+pub(crate) struct Wish {
+    pub(crate) plan: Plan,
+    /// Rounds begin until then; at least one does.
+    pub(crate) lasts: Duration,
+    /// Instead of the plan's rounds, these, again and again.
+    pub(crate) rounds: Option<Vec<Round>>,
+    /// A fault that is seeded in the nodes.
+    pub(crate) fault: Option<&'static str>,
+    /// How soon after the last fault is healed every node must serve.
+    pub(crate) recovers_within: Duration,
+    /// A verdict is given at the first round's end at which something is wrong: for seeded faults.
+    pub(crate) first_violation_ends: bool,
+}
+
+/// What came of it.
+pub(crate) struct Outcome {
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) folder: PathBuf,
+}
+
+/// What the clients recorded.
+pub(crate) struct Records {
+    pub(crate) registers: Arc<Registers>,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) watches: Arc<Watches>,
+}
+
+/// Runs all of it, on the hosts of a network that is made for it.
+pub(crate) fn run(network: Network, wish: Wish) -> Outcome {
+    let folder = tempfile::Builder::new()
+        .prefix("regent-faults-")
+        .tempdir()
+        .unwrap();
+    let path = folder.keep();
+    // The host after those of the nodes: see `Cluster::hosts`.
+    let inside = network.inside(wish.plan.nodes);
+    let cluster = Cluster::start(network, &path, wish.plan.clone(), wish.fault);
+    let whole = {
+        let cluster = cluster.clone();
+        // The clients are on a host of the network, and so is everything that this thread starts.
+        std::thread::spawn(move || {
+            inside.enter();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(whole(cluster, wish))
+        })
+    };
+    let violations = whole.join();
+    let well = violations.as_ref().is_ok_and(Vec::is_empty);
+    cluster.end(!well);
+    if well {
+        let _ = std::fs::remove_dir_all(&path);
+    } else {
+        eprintln!("logs and data are kept in {}", path.display());
+    }
+    match violations {
+        Ok(violations) => Outcome {
+            violations,
+            folder: path,
+        },
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
+    eprintln!("seed {}: {:?}", wish.plan.seed, wish.plan);
+    cluster.led().await;
+    cluster.start_agent().await;
+    let run = Run::new(cluster.clone());
+    let records = Records {
+        registers: Registers::new(&run).await,
+        leases: Arc::default(),
+        sessions: Sessions::new(&run).await,
+        watches: Arc::default(),
+    };
+    let before = resources::held(&cluster);
+    let mut clients = JoinSet::new();
+    records.registers.spawn(&run, &mut clients);
+    records.leases.spawn(&run, &mut clients);
+    records.sessions.spawn(&run, &mut clients);
+    records.watches.spawn(&run, &mut clients);
+
+    let mut violations = Vec::new();
+    let begun = Instant::now();
+    let mut number = 0;
+    let mut longest = Duration::ZERO;
+    while number == 0 || begun.elapsed() < wish.lasts {
+        let round = match &wish.rounds {
+            Some(rounds) => rounds[usize::try_from(number).unwrap() % rounds.len()].clone(),
+            None => wish.plan.round(number),
+        };
+        number += 1;
+        longest = longest.max(disturb(&cluster, &run, &records, &wish, round, &mut violations).await);
+        if wish.first_violation_ends {
+            violations.extend(verdict::so_far(&records));
+        }
+        if wish.first_violation_ends && !violations.is_empty() {
+            break;
+        }
+    }
+    eprintln!(
+        "seed {}: {number} rounds in {} s; all nodes served again after at most {} ms",
+        wish.plan.seed,
+        begun.elapsed().as_secs(),
+        longest.as_millis()
+    );
+    run.stop();
+    ended(clients).await;
+    if violations.is_empty() {
+        settle(&cluster, &run, &records, &mut violations).await;
+        violations.extend(verdict::at_the_end(&cluster, &records).await);
+        violations.extend(resources::check(&before, &resources::held(&cluster)).err());
+    }
+    violations.extend(panics(cluster.path()));
+    violations
+}
+
+/// One round; gives how long it took until all nodes served again.
+async fn disturb(
+    cluster: &Arc<Cluster>,
+    run: &Arc<Run>,
+    records: &Records,
+    wish: &Wish,
+    round: Round,
+    violations: &mut Vec<Violation>,
+) -> Duration {
+    eprintln!("  round {}, {} ms:", round.number, round.lasts.as_millis());
+    let mut ongoing = Vec::new();
+    for fault in round.faults {
+        match Ongoing::begin(cluster, fault).await {
+            Ok(fault) => ongoing.push(fault),
+            Err(what) => violations.push(Violation::new(PROCESSES, what)),
+        }
+    }
+    tokio::time::sleep(round.lasts).await;
+    for fault in ongoing {
+        fault.heal().await;
+    }
+    for name in cluster.start_missing() {
+        violations.push(Violation::new(
+            PROCESSES,
+            format!("{name} has ended, and nobody ended it"),
+        ));
+    }
+    let healed = Instant::now();
+    let serves = (0..cluster.plan.nodes).map(|node| serves(run, records, node));
+    let patience = wish.recovers_within * 6;
+    let all = tokio::time::timeout(patience, futures::future::join_all(serves)).await;
+    let took = healed.elapsed();
+    let what = match all {
+        Err(_) => Some(format!(
+            "not all nodes serve {patience:?} after everything was healed"
+        )),
+        Ok(_) if took > wish.recovers_within => {
+            Some(format!("all nodes served {took:?} after everything was healed"))
+        }
+        Ok(_) => None,
+    };
+    if let Some(what) = what {
+        let what = format!(
+            "round {}: {what}; at most {:?}",
+            round.number, wish.recovers_within
+        );
+        violations.push(Violation::new(RECOVERY, what));
+    }
+    tokio::time::sleep(round.calm).await;
+    took
+}
+
+/// Until a write and a read through this node succeed.
+async fn serves(run: &Run, records: &Records, node: usize) {
+    while !records.registers.probe(run, node).await {
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// Until everything that was asked for is done: all sessions are ended, and no command is open.
+async fn settle(cluster: &Cluster, run: &Run, records: &Records, violations: &mut Vec<Violation>) {
+    let client = cluster.client(0);
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    loop {
+        let sessions = client
+            .all_sessions(&regent_client::SessionFilter::default())
+            .await;
+        let sessions = sessions.unwrap_or_default();
+        let open: Vec<_> = sessions
+            .iter()
+            // The registers stay: they were never placed.
+            .filter(|session| Sessions::users().contains(&session.user.as_str()))
+            .filter(|session| !session.state.is_final())
+            .collect();
+        for session in &open {
+            if session.state != SessionState::Terminating {
+                let _ = client.stop_session(&session.name).await;
+            }
+        }
+        let commands = client
+            .all_commands(&regent_client::CommandFilter::default())
+            .await;
+        let unfinished = commands.as_ref().map_or(usize::MAX, |commands| {
+            commands
+                .iter()
+                .filter(|command| !command.status.is_final())
+                .count()
+        });
+        let left = records.sessions.processes();
+        if !sessions.is_empty() && open.is_empty() && unfinished == 0 && left.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline {
+            let what = format!("{SETTLED_WITHIN:?} after the end not everything is done");
+            let states = open
+                .iter()
+                .map(|session| format!("{} {}: {}", session.name, session.state.as_str(), session.reason));
+            let commands = commands.unwrap_or_default();
+            let commands = commands
+                .iter()
+                .filter(|command| !command.status.is_final())
+                .map(|command| format!("{command:?}"));
+            let left = left
+                .iter()
+                .map(|(session, pid)| format!("{session} runs as {pid}"));
+            violations.push(
+                Violation::new(regent_history::effects::ENDS, what)
+                    .with(states.chain(commands).chain(left).collect::<Vec<_>>()),
+            );
+            return;
+        }
+        let _ = run;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A panic in any log.
+fn panics(folder: &Path) -> Vec<Violation> {
+    let logs = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    logs.filter_map(|log| {
+        let text = std::fs::read_to_string(log.path()).ok()?;
+        let line = text.lines().find(|line| line.contains("panicked at"))?.to_owned();
+        let name = log.file_name().to_string_lossy().into_owned();
+        Some(Violation::new(PROCESSES, format!("{name} has a panic")).with([line]))
+    })
+    .collect()
+}
+
+/// What is left of a cluster's processes, for who wants to see that nothing is.
+pub(crate) fn left_behind(folder: &Path) -> Vec<u32> {
+    processes_naming(&folder.display().to_string())
+}

@@ -1,0 +1,130 @@
+//! All checkers on all that was recorded.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use regent_client::{CommandFilter, Consistency, SessionFilter};
+use regent_history::quota::Change;
+use regent_history::{Violation, digest, effects, fencing, forward, lease, quota, register, retry, watch};
+
+use crate::cluster::Cluster;
+use crate::harness::eventually;
+use crate::run::Records;
+use crate::workload::sessions::{QUOTA, Sessions};
+
+/// What can be judged while the clients go on.
+pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
+    let mut all = Vec::new();
+    for (name, calls) in records.registers.calls() {
+        all.push(register::check(&name, &calls));
+    }
+    for (name, lease) in records.leases.all() {
+        all.push(lease::check(name, &lease.tenures));
+        all.push(fencing::check(name, &lease.grants, &lease.accepted));
+    }
+    all.push(effects::once_in_order(&records.sessions.effects()));
+    all.push(effects::one_at_a_time(&records.sessions.ran()));
+    all.push(retry::check(
+        &records.sessions.record(|record| record.answers.clone()),
+    ));
+    all.push(watch::check(&records.watches.watched()));
+    all.push(forward::check("the term", &records.watches.terms()));
+    all.push(digest::check(&records.watches.digests()));
+    for user in Sessions::users() {
+        all.push(quota::check(user, QUOTA, &changes(records, user)));
+    }
+    all.into_iter().filter_map(Result::err).collect()
+}
+
+/// What counted against a user's quota, as the longest watch saw it.
+fn changes(records: &Records, user: &str) -> Vec<Change> {
+    let watched = records.watches.watched();
+    let Some(longest) = watched.iter().max_by_key(|watched| watched.events.len()) else {
+        return Vec::new();
+    };
+    let change = |event: &watch::Event| {
+        let content: serde_json::Value = serde_json::from_str(&event.content).ok()?;
+        let record = &content["record"];
+        if !content["kind"].as_str()?.starts_with("session.") || record["user"] != user {
+            return None;
+        }
+        Some(Change {
+            revision: event.id.0,
+            name: record["name"].as_str()?.to_owned(),
+            counts: !matches!(record["state"].as_str()?, "terminated" | "failed" | "lost"),
+        })
+    };
+    longest.events.iter().filter_map(change).collect()
+}
+
+/// The same, and what is true only once everything has come to rest.
+pub(crate) async fn at_the_end(cluster: &Cluster, records: &Records) -> Vec<Violation> {
+    let mut all = so_far(records);
+    let commands = cluster
+        .client(0)
+        .all_commands(&CommandFilter::default())
+        .await
+        .unwrap();
+    let known: BTreeSet<String> = commands
+        .iter()
+        .map(|command| command.command_id.to_string())
+        .collect();
+    let lost = records.sessions.record(|record| {
+        let lost = record.commands.difference(&known);
+        lost.map(|command| (format!("{command} is not known"), None))
+            .collect::<Vec<_>>()
+    });
+    let open = commands
+        .iter()
+        .map(|command| {
+            let ended = command.status.is_final().then(|| format!("{:?}", command.status));
+            (format!("{command:?}"), ended)
+        })
+        .chain(lost)
+        .collect::<Vec<_>>();
+    all.extend(effects::ended(&open).err());
+    all.extend(lost_sessions(cluster, records).await);
+    all.extend(digest::check(&contents(cluster).await).err());
+    all
+}
+
+/// Every session that was accepted is there.
+async fn lost_sessions(cluster: &Cluster, records: &Records) -> Option<Violation> {
+    let sessions = cluster
+        .client(0)
+        .all_sessions(&SessionFilter::default())
+        .await
+        .unwrap();
+    let known: BTreeSet<String> = sessions.iter().map(|session| session.name.to_string()).collect();
+    let lost: Vec<String> = records
+        .sessions
+        .record(|record| record.sessions.difference(&known).cloned().collect());
+    (!lost.is_empty())
+        .then(|| Violation::new(register::CHECKER, "accepted sessions are not there").with(lost))
+}
+
+/// A hash of what each node itself has, all at one index.
+async fn contents(cluster: &Cluster) -> Vec<(u64, u64, u64)> {
+    let nodes: Vec<usize> = (0..cluster.plan.nodes).collect();
+    eventually("all nodes at one index", || async {
+        let mut found = Vec::new();
+        for node in &nodes {
+            let client = cluster.client_of(*node).with_consistency(Consistency::Stale);
+            let index = client.index().await.ok()??;
+            let mut hash = DefaultHasher::new();
+            format!("{:?}", client.all_sessions(&SessionFilter::default()).await.ok()?).hash(&mut hash);
+            format!("{:?}", client.all_commands(&CommandFilter::default()).await.ok()?).hash(&mut hash);
+            format!("{:?}", client.all_users().await.ok()?).hash(&mut hash);
+            format!("{:?}", client.all_templates().await.ok()?).hash(&mut hash);
+            for lease in client.all_leases().await.ok()? {
+                (lease.name, lease.token).hash(&mut hash);
+            }
+            if client.index().await.ok()?? != index {
+                return None;
+            }
+            found.push((u64::try_from(*node).unwrap() + 1, index.0, hash.finish()));
+        }
+        found.iter().all(|one| one.1 == found[0].1).then_some(found)
+    })
+    .await
+}

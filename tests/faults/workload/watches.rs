@@ -1,0 +1,92 @@
+//! Watches: one that begins at each node and is resumed wherever it can be; and what the nodes say of themselves.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use regent_client::EventFilter;
+use regent_history::watch::{Event, Watched};
+use tokio::task::JoinSet;
+
+use super::Run;
+
+/// What was seen.
+#[derive(Default)]
+pub(crate) struct Watches {
+    watched: Mutex<Vec<Watched>>,
+    terms: Mutex<Vec<(u64, u64, u64)>>,
+    digests: Mutex<Vec<(u64, u64, u64)>>,
+}
+
+impl Watches {
+    pub(crate) fn spawn(self: &Arc<Self>, run: &Arc<Run>, clients: &mut JoinSet<()>) {
+        for node in 0..run.cluster.plan.nodes {
+            clients.spawn(self.clone().watch(run.clone(), node));
+            clients.spawn(self.clone().ask(run.clone(), node));
+        }
+    }
+
+    pub(crate) fn watched(&self) -> Vec<Watched> {
+        lock(&self.watched).clone()
+    }
+
+    /// Of each node: when, and its term.
+    pub(crate) fn terms(&self) -> Vec<(u64, u64, u64)> {
+        lock(&self.terms).clone()
+    }
+
+    /// Of each node: an index, and its digest there.
+    pub(crate) fn digests(&self) -> Vec<(u64, u64, u64)> {
+        lock(&self.digests).clone()
+    }
+
+    async fn watch(self: Arc<Self>, run: Arc<Run>, node: usize) {
+        let mut segment = 0;
+        while run.goes_on() {
+            // A place that is pruned ends a stream; what comes after is another watch.
+            let at = {
+                let mut watched = lock(&self.watched);
+                watched.push(Watched {
+                    watcher: format!("watcher {} from node {}", segment, node + 1),
+                    events: Vec::new(),
+                });
+                watched.len() - 1
+            };
+            segment += 1;
+            let mut events = run.cluster.client(node).events(EventFilter::default());
+            loop {
+                let next = tokio::select! {
+                    next = events.next() => next,
+                    () = run.rest(Duration::from_secs(3_600)) => return,
+                };
+                let Some(Ok(event)) = next else { break };
+                let (revision, number) = event.id.split_once('.').expect("an id has two parts");
+                let id = (revision.parse().unwrap(), number.parse().unwrap());
+                let content = serde_json::to_string(&event).unwrap();
+                lock(&self.watched)[at].events.push(Event { id, content });
+            }
+            run.rest(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn ask(self: Arc<Self>, run: Arc<Run>, node: usize) {
+        let id = u64::try_from(node).unwrap() + 1;
+        while run.goes_on() {
+            if let Some(seen) = run.cluster.seen_by(node).await {
+                let now = run.now();
+                lock(&self.terms).push((id, now, seen.term));
+                let own = seen.members.into_iter().find(|member| member.id.0 == id);
+                if let Some(digest) = own.and_then(|own| own.digest) {
+                    let (index, digest) = digest.split_once(':').expect("a digest is of an index");
+                    let digest = u64::from_str_radix(digest, 16).expect("a digest is a number");
+                    lock(&self.digests).push((id, index.parse().unwrap(), digest));
+                }
+            }
+            run.rest(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
