@@ -13,6 +13,10 @@ fix:
 elections ROUNDS="20":
     REGENT_ROUNDS={{ROUNDS}} cargo test --locked --test elections -- --nocapture
 
+# Faults on real processes, by a seed, and what the checkers say: --seconds N --seed S --nodes N (docs/testing.md).
+faults *ARGS:
+    REGENT_TEST_FAULTS="{{ARGS}}" cargo test --locked --test faults long -- --ignored --nocapture
+
 # etcd and Regent in turn on this machine: rates, latencies, CPU, and what became of each goal (benches/load/README.md).
 bench-etcd *ARGS:
     cargo run --release --locked --manifest-path benches/load/Cargo.toml -- {{ARGS}}

@@ -10,6 +10,7 @@ mod candidate;
 #[path = "../blackbox/harness.rs"]
 #[allow(dead_code, unreachable_pub)] // the black-box tests use the rest
 mod harness;
+#[allow(dead_code)] // the fault suite uses the rest
 mod network;
 mod partition;
 mod timeline;

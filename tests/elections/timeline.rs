@@ -3,41 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What was recorded of one token, by the candidate that held it. Milliseconds of the machine's boot clock.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Tenure {
-    pub(crate) holder: String,
-    /// When the guard became valid, or lasted longer, and until when.
-    pub(crate) valid: Vec<(u64, u64)>,
-    /// When it gave the lease back.
-    pub(crate) ended: Option<u64>,
-}
+use regent_history::Violation;
+use regent_history::lease::{self, Tenure};
 
-impl Tenure {
-    pub(crate) fn from(&self) -> u64 {
-        self.valid.first().map_or(u64::MAX, |(at, _)| *at)
-    }
-
-    /// The end of its last guard. One that was frozen may have believed until then, whatever it wrote when.
-    pub(crate) fn until(&self) -> u64 {
-        let until = self.valid.iter().map(|(_, until)| *until).max().unwrap_or(0);
-        self.ended.map_or(until, |ended| until.min(ended))
-    }
-
-    /// For how much of this time the guard was valid.
-    fn covered(&self, from: u64, to: u64) -> u64 {
-        let mut covered = 0;
-        let mut seen = from;
-        for (at, until) in &self.valid {
-            let until = self.ended.map_or(*until, |ended| ended.min(*until)).min(to);
-            let at = (*at).max(seen);
-            if until > at {
-                covered += until - at;
-                seen = until;
-            }
+/// For how much of this time a guard was valid. Milliseconds of the machine's boot clock.
+fn covered(tenure: &Tenure, from: u64, to: u64) -> u64 {
+    let mut covered = 0;
+    let mut seen = from;
+    for (at, until) in &tenure.valid {
+        let until = tenure.ended.map_or(*until, |ended| ended.min(*until)).min(to);
+        let at = (*at).max(seen);
+        if until > at {
+            covered += until - at;
+            seen = until;
         }
-        covered
     }
+    covered
 }
 
 /// All tenures of one lease, by token.
@@ -73,6 +54,7 @@ impl Timeline {
                 tenure.holder
             );
             holder.clone_into(&mut tenure.holder);
+            tenure.token = numbers[0];
             match what {
                 "valid" => tenure.valid.push((numbers[1], numbers[2])),
                 "end" => tenure.ended = Some(numbers[1]),
@@ -92,23 +74,9 @@ impl Timeline {
     }
 
     /// At no time may two act; and who acts later has the larger token.
-    pub(crate) fn check_exclusive(&self) -> Result<(), String> {
-        let mut before: Option<(u64, &Tenure)> = None;
-        for (token, tenure) in &self.tenures {
-            if let Some((earlier, prior)) = before
-                && tenure.from() < prior.until()
-            {
-                return Err(format!(
-                    "{} acts under token {token} from {}, while {} does under {earlier} until {}",
-                    tenure.holder,
-                    tenure.from(),
-                    prior.holder,
-                    prior.until()
-                ));
-            }
-            before = Some((*token, tenure));
-        }
-        Ok(())
+    pub(crate) fn check_exclusive(&self) -> Result<(), Violation> {
+        let tenures: Vec<Tenure> = self.tenures.values().cloned().collect();
+        lease::check("the lease", &tenures)
     }
 
     /// One held the lease all the time, and might act all the time.
@@ -138,7 +106,10 @@ impl Timeline {
 
     /// For how much of this time somebody could act.
     pub(crate) fn covered(&self, from: u64, to: u64) -> u64 {
-        self.tenures.values().map(|tenure| tenure.covered(from, to)).sum()
+        self.tenures
+            .values()
+            .map(|tenure| covered(tenure, from, to))
+            .sum()
     }
 }
 
@@ -157,29 +128,15 @@ mod tests {
         Timeline::read(&records)
     }
 
-    /// The checker must be able to see what it is for.
     #[test]
-    fn two_that_act_at_once_are_seen_and_one_after_the_other_are_not() {
+    fn what_candidates_wrote_is_what_is_checked() {
         let a = "valid 1 100 200\nvalid 1 150 250\n";
-        assert!(
-            timeline(&[("a", a), ("b", "valid 2 250 400\n")])
-                .check_exclusive()
-                .is_ok()
-        );
-        assert!(
-            timeline(&[("a", a), ("b", "valid 2 249 400\n")])
-                .check_exclusive()
-                .is_err()
-        );
-        // A larger token that acts before a smaller one is over is wrong in whatever order they come.
-        assert!(
-            timeline(&[("a", a), ("b", "valid 2 10 90\n")])
-                .check_exclusive()
-                .is_err()
-        );
+        let b = |at| format!("valid 2 {at} 400\n");
+        assert!(timeline(&[("a", a), ("b", &b(250))]).check_exclusive().is_ok());
+        assert!(timeline(&[("a", a), ("b", &b(249))]).check_exclusive().is_err());
         let given_back = format!("{a}end 1 160\n");
         assert!(
-            timeline(&[("a", &given_back), ("b", "valid 2 160 400\n")])
+            timeline(&[("a", &given_back), ("b", &b(160))])
                 .check_exclusive()
                 .is_ok()
         );

@@ -16,6 +16,7 @@ mod nemesis;
 #[path = "../elections/network.rs"]
 mod network;
 mod plan;
+mod proofs;
 mod proxy;
 mod resources;
 mod run;
@@ -25,6 +26,7 @@ mod strace;
 mod verdict;
 mod workload;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::cluster::Cluster;
@@ -68,6 +70,12 @@ impl Args {
     }
 }
 
+/// A run takes all of a small machine: there is one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What this machine can do.
 fn can() -> Can {
     Can {
@@ -87,6 +95,7 @@ fn network(plan: &Plan) -> Option<Network> {
 
 fn run_of(seed: u64, nodes: Option<usize>, lasts: Duration) {
     let plan = Plan::new(seed, nodes, can());
+    let _alone = alone();
     let Some(network) = network(&plan) else { return };
     let wish = Wish {
         plan,
@@ -94,7 +103,7 @@ fn run_of(seed: u64, nodes: Option<usize>, lasts: Duration) {
         rounds: None,
         fault: None,
         recovers_within: RECOVERS_WITHIN,
-        first_violation_ends: false,
+        until: None,
     };
     let outcome = run(network, wish);
     let left = run::left_behind(&outcome.folder);

@@ -4,8 +4,8 @@
 //! not well afterwards is the cluster's doing.
 
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use regent_types::NodeId;
@@ -20,8 +20,6 @@ use crate::strace::Tracer;
 
 /// How often a flapping link changes.
 const FLAP_EVERY: Duration = Duration::from_millis(150);
-/// How often the leadership is handed over.
-const TRANSFER_EVERY: Duration = Duration::from_millis(400);
 /// The file that takes all the room of a disk.
 const BALLAST: &str = "ballast";
 
@@ -113,16 +111,24 @@ impl Ongoing {
                     eventually("a node serves again", || async { client.readyz().await.ok() }).await;
                 }
             }
-            Nemesis::Transfers => self.keep_on(TRANSFER_EVERY, {
-                let nodes = cluster.plan.nodes;
-                move |turn| {
-                    let client = cluster.client(turn % nodes).with_deadline(Duration::from_secs(1));
-                    let to = (turn % 2 == 0).then(|| NodeId(u64::try_from(turn % nodes).unwrap() + 1));
+            Nemesis::Transfers(every) => {
+                let leader = Arc::new(Mutex::new(None));
+                self.keep_on(*every, move |turn| {
+                    let (cluster, leader) = (cluster.clone(), leader.clone());
                     async move {
-                        let _ = client.transfer(to).await;
+                        // Away from who leads, then back to it: a node that leads again must not go on where it was.
+                        let to = if turn % 2 == 0 {
+                            *lock(&leader) = cluster.leader().await;
+                            None
+                        } else {
+                            let back = *lock(&leader);
+                            back.map(|node| NodeId(u64::try_from(node).unwrap() + 1))
+                        };
+                        let client = cluster.client(turn % cluster.plan.nodes);
+                        let _ = client.with_deadline(Duration::from_secs(1)).transfer(to).await;
                     }
-                }
-            }),
+                });
+            }
             Nemesis::Partition(who) => {
                 self.nodes = self.resolve_all(who).await;
                 let others = self.others(&self.nodes);
@@ -286,7 +292,7 @@ impl Ongoing {
             | Nemesis::KillAll
             | Nemesis::Restart(_)
             | Nemesis::RollingRestart
-            | Nemesis::Transfers
+            | Nemesis::Transfers(_)
             | Nemesis::SlowDisk(..)
             | Nemesis::Behind(_)
             | Nemesis::KillAgent
@@ -299,6 +305,10 @@ impl Ongoing {
     async fn end_what_failed(&self) {
         let _ = self.cluster.stop(&node_name(self.nodes[0])).await;
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes all the room that is left.

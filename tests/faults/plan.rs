@@ -35,8 +35,8 @@ pub(crate) enum Nemesis {
     Restart(Who),
     /// All do, one after the other, each as soon as the one before serves.
     RollingRestart,
-    /// The leadership is handed over, again and again.
-    Transfers,
+    /// The leadership is handed over, again and again, each so long after the one before.
+    Transfers(Duration),
     /// These reach one another, and nobody else.
     Partition(Vec<Who>),
     /// One is cut off in one direction.
@@ -253,7 +253,7 @@ impl Plan {
             Kind::Freeze => Nemesis::Freeze(self.some(random)),
             Kind::Restart => Nemesis::Restart(who(random)),
             Kind::RollingRestart => Nemesis::RollingRestart,
-            Kind::Transfers => Nemesis::Transfers,
+            Kind::Transfers => Nemesis::Transfers(Duration::from_millis(random.random_range(100..1_000))),
             Kind::Partition => Nemesis::Partition(self.some(random)),
             Kind::OneWay => {
                 let cut = if random.random_bool(0.5) {

@@ -41,8 +41,8 @@ pub(crate) struct Wish {
     pub(crate) fault: Option<&'static str>,
     /// How soon after the last fault is healed every node must serve.
     pub(crate) recovers_within: Duration,
-    /// A verdict is given at the first round's end at which something is wrong: for seeded faults.
-    pub(crate) first_violation_ends: bool,
+    /// The run ends with the round after which this checker has found something: for seeded faults.
+    pub(crate) until: Option<&'static str>,
 }
 
 /// What came of it.
@@ -128,11 +128,11 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         };
         number += 1;
         longest = longest.max(disturb(&cluster, &run, &records, &wish, round, &mut violations).await);
-        if wish.first_violation_ends {
-            violations.extend(verdict::so_far(&records));
-        }
-        if wish.first_violation_ends && !violations.is_empty() {
-            break;
+        if let Some(checker) = wish.until {
+            violations = verdict::so_far(&records);
+            if violations.iter().any(|violation| violation.checker == checker) {
+                break;
+            }
         }
     }
     eprintln!(
@@ -143,7 +143,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     );
     run.stop();
     ended(clients).await;
-    if violations.is_empty() {
+    if wish.until.is_none() && violations.is_empty() {
         settle(&cluster, &run, &records, &mut violations).await;
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());

@@ -74,7 +74,10 @@ impl Watches {
         while run.goes_on() {
             if let Some(seen) = run.cluster.seen_by(node).await {
                 let now = run.now();
-                lock(&self.terms).push((id, now, seen.term));
+                // 0 is that of a node that has only just been started, and does not know yet.
+                if seen.term > 0 {
+                    lock(&self.terms).push((id, now, seen.term));
+                }
                 let own = seen.members.into_iter().find(|member| member.id.0 == id);
                 if let Some(digest) = own.and_then(|own| own.digest) {
                     let (index, digest) = digest.split_once(':').expect("a digest is of an index");

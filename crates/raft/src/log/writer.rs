@@ -222,9 +222,10 @@ fn write_one(shared: &Shared, position: &mut Position, run: &mut Run, work: &Wor
     match work {
         Work::Append { .. } => Ok(()),
         Work::Vote { vote, .. } => {
-            if !faults::seeded(Fault::VoteNotPersisted) {
-                engine.put(VOTE, &record::encode_value(vote))?;
+            if faults::seeded(Fault::VoteNotPersisted) {
+                return Ok(());
             }
+            engine.put(VOTE, &record::encode_value(vote))?;
             position.vote = Some(*vote);
             Ok(())
         }
