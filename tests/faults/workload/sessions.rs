@@ -38,7 +38,7 @@ pub(crate) struct Record {
     pub(crate) commands: BTreeSet<String>,
     /// What was answered to each idempotency key.
     pub(crate) answers: BTreeMap<String, Vec<String>>,
-    /// Processes that were seen: by session and process, first and last.
+    /// Process groups that were seen: by session and group, first and last.
     ran: BTreeMap<(String, u32), (u64, u64)>,
     /// Sessions that were accepted.
     pub(crate) sessions: BTreeSet<String>,
@@ -129,7 +129,7 @@ impl Sessions {
             let all = record.ran.iter().filter(|(_, (from, until))| from < until).map(
                 |((session, pid), (from, until))| Ran {
                     session: session.clone(),
-                    process: format!("process {pid}"),
+                    process: format!("process group {pid}"),
                     from: *from,
                     until: *until,
                 },
@@ -138,7 +138,7 @@ impl Sessions {
         })
     }
 
-    /// The programs of sessions that run now.
+    /// The process groups of sessions that run now.
     pub(crate) fn processes(&self) -> Vec<(String, u32)> {
         let marker = format!("EFFECTS={}", self.file.display());
         let all = processes_naming(&marker).into_iter().filter_map(|pid| {
@@ -147,13 +147,16 @@ impl Sessions {
             let session = environment
                 .split('\0')
                 .find_map(|one| one.strip_prefix("REGENT_SESSION="))?;
-            // Of a session's processes, the one that was started: the shell, not what it starts.
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            // What a shell has just forked still looks like it, and is in its group.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let group = stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()?;
             command
                 .starts_with(b"sh\0-c\0")
-                .then(|| (session.to_owned(), pid))
+                .then(|| (session.to_owned(), group))
         });
-        all.collect()
+        let all: BTreeSet<(String, u32)> = all.collect();
+        all.into_iter().collect()
     }
 
     /// Looks which programs run, all the time.

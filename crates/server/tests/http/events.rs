@@ -98,6 +98,31 @@ async fn a_watcher_sees_what_happens_and_goes_on_where_it_stopped() {
     assert_eq!(Watch::open(resumed).await.next().await, (second_id, second));
 }
 
+/// An event told how many sessions an agent had when it was read, which was not the same on every node.
+#[tokio::test]
+async fn an_event_says_the_same_whenever_it_is_read() {
+    let node = TestNode::start().await;
+    let watch = async || {
+        let mut watch =
+            Watch::open(node.as_admin(Method::GET, "/api/v1/events?after=0.0&kinds=agent,token")).await;
+        let mut events = Vec::new();
+        while !events
+            .last()
+            .is_some_and(|(_, event): &(String, Value)| event["kind"] == "agent.registered")
+        {
+            events.push(watch.next().await);
+        }
+        events
+    };
+    register(&node, "one").await;
+    let before = watch().await;
+    let session = json!({ "template": "sleep", "whenFull": "queue" });
+    node.post("/api/v1/sessions", session).await.is(202);
+    assert_eq!(watch().await, before);
+    let (_, registered) = before.last().unwrap();
+    assert_eq!(registered["record"].get("activeSessions"), None);
+}
+
 #[tokio::test]
 async fn a_watcher_chooses_kinds_and_sees_only_what_it_may() {
     let node = TestNode::start().await;
