@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use super::{LogError, Promise, record};
 
 /// Distance of the two slots: a disk sector, so that one torn write cannot touch both.
-const SLOT: usize = 512;
+pub(super) const SLOT: usize = 512;
 
 /// The open watermark file. `T` is what the engine notes in it: the promise, or a little more.
 #[derive(Debug)]

@@ -292,24 +292,7 @@ impl Writing {
 
     /// The revision that `If-Match` names; `None` when it is absent or `*`.
     pub(super) fn if_match(&self) -> Result<Option<Revision>> {
-        let Some(value) = self.headers.get(header::IF_MATCH) else {
-            return Ok(None);
-        };
-        let text = value.to_str().unwrap_or_default().trim();
-        if text == "*" {
-            return Ok(None);
-        }
-        let tag = text.strip_prefix("W/").unwrap_or(text);
-        let tag = tag
-            .strip_prefix('"')
-            .and_then(|tag| tag.strip_suffix('"'))
-            .unwrap_or(tag);
-        tag.parse().map(Some).map_err(|_| {
-            Failure::field(
-                "If-Match",
-                "must be the ETag of an earlier answer, such as \"42\", or *",
-            )
-        })
+        revision_of(&self.headers)
     }
 
     /// Writes in the caller's name and gives the outcome with its revision and whether it is the
@@ -371,6 +354,28 @@ impl Done {
         Failure::internal("the operation was done, but its outcome is not of the expected kind")
             .at(self.revision)
     }
+}
+
+/// The revision that `If-Match` names; `None` when it is absent or `*`.
+pub(super) fn revision_of(headers: &HeaderMap) -> Result<Option<Revision>> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let tag = text.strip_prefix("W/").unwrap_or(text);
+    let tag = tag
+        .strip_prefix('"')
+        .and_then(|tag| tag.strip_suffix('"'))
+        .unwrap_or(tag);
+    tag.parse().map(Some).map_err(|_| {
+        Failure::field(
+            "If-Match",
+            "must be the ETag of an earlier answer, such as \"42\", or *",
+        )
+    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub(crate) mod caller;
 mod cluster;
 mod commands;
 mod events;
+pub(crate) mod fuzzing;
 mod health;
 mod idempotency;
 mod leases;

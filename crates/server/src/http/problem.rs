@@ -73,6 +73,11 @@ impl Failure {
         failure
     }
 
+    /// What is answered.
+    pub(super) fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
     /// The revision that decided it, for `X-Regent-Index`.
     pub(crate) fn at(mut self, revision: Revision) -> Self {
         self.revision = Some(revision);

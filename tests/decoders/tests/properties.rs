@@ -1,0 +1,175 @@
+//! Every decoder against random bytes and against sound inputs that were changed: flipped, cut, spliced, duplicated;
+//! where the input is JSON, with other values in other places.
+//!
+//! The same functions as the fuzz targets, with much less time. What a decoder allocates is measured: no input may make
+//! it take more than a fixed amount and a multiple of the input.
+
+// Clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used)]
+
+mod change;
+
+use std::time::{Duration, Instant};
+
+use change::{Change, changed};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use regent_decoders::{Form, Target, target};
+
+/// What any input may allocate at a time: a state, a plan, serde's first guess of a collection (1 MiB), a frame of a
+/// snapshot, zstd's tables.
+const FLOOR: u64 = 12 << 20;
+/// What each byte may allocate: a byte on the wire may be a message of its own.
+const PER_BYTE: u64 = 128;
+/// The largest body and frame from outside.
+const LARGE: usize = 1 << 20;
+/// How long a large input may take in a build without optimisation.
+const LARGE_WITHIN: Duration = Duration::from_secs(10);
+
+fn decode(target: &Target, input: &[u8]) {
+    let used = allocation_counter::measure(|| (target.decode)(input));
+    let most = FLOOR + PER_BYTE * input.len() as u64;
+    assert!(
+        used.bytes_max <= most,
+        "{} took {} bytes for an input of {}",
+        target.name,
+        used.bytes_max,
+        input.len()
+    );
+}
+
+/// Random bytes, now and then behind a byte of a seed so that they get past the first look.
+fn noise() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 0..600)
+}
+
+fn run(name: &str, cases: u32) {
+    let target = target(name);
+    let seeds = (target.seeds)();
+    for seed in &seeds {
+        decode(target, seed);
+    }
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        ..Config::default()
+    };
+    let changes = proptest::collection::vec(any::<Change>(), 1..6);
+    let inputs = prop_oneof![
+        1 => noise(),
+        6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), changes).prop_map(move |(a, b, changes)| {
+            let (seed, other) = (a.get(&seeds), b.get(&seeds));
+            changed(seed, other, &changes, target.form == Form::Text)
+        }),
+    ];
+    TestRunner::new(config)
+        .run(&inputs, |input| {
+            decode(target, &input);
+            Ok(())
+        })
+        .unwrap();
+}
+
+macro_rules! properties {
+    ($($name:ident: $cases:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            run(stringify!($name), $cases);
+        })*
+
+        #[test]
+        fn no_decoder_is_left_out() {
+            let here = [$(stringify!($name)),*];
+            let all: Vec<_> = regent_decoders::TARGETS.iter().map(|target| target.name).collect();
+            assert_eq!(here[..], all[..]);
+        }
+    };
+}
+
+// Files that are synced, and state machines, take longer than a parser.
+properties! {
+    log_record: 4_000;
+    log_mark: 60;
+    log_segment: 40;
+    snapshot: 300;
+    state_records: 500;
+    peer_frame: 4_000;
+    operations: 150;
+    agent_frames: 150;
+    server_frames: 200;
+    agent_file: 2_000;
+    body: 3_000;
+    parameters: 3_000;
+    manifest: 1_000;
+    settings: 300;
+    hold_line: 1_000;
+    event_stream: 1_000;
+    text: 3_000;
+}
+
+/// Quadratic behaviour shows at the largest input that is taken: seconds instead of milliseconds.
+#[test]
+fn large_inputs_take_no_time() {
+    for target in regent_decoders::TARGETS {
+        let seeds = (target.seeds)();
+        let longest = seeds.iter().max_by_key(|seed| seed.len()).unwrap();
+        for (what, input) in large(longest, target.form) {
+            let begun = Instant::now();
+            decode(target, &input);
+            let took = begun.elapsed();
+            assert!(took < LARGE_WITHIN, "{} takes {took:?} for {what}", target.name);
+        }
+    }
+}
+
+/// Large inputs of several shapes, each behind the first byte of a seed.
+fn large(seed: &[u8], form: Form) -> Vec<(&'static str, Vec<u8>)> {
+    let first = seed.first().copied().unwrap_or_default();
+    let of = |piece: &[u8]| {
+        let mut input = vec![first];
+        while input.len() < LARGE {
+            input.extend_from_slice(piece);
+        }
+        input
+    };
+    let mut inputs = vec![
+        ("zeros", of(&[0])),
+        ("ones", of(&[0xff])),
+        ("itself over and over", of(seed)),
+    ];
+    if form == Form::Text {
+        let fields: String = (0..60_000).map(|n| format!("\"field{n}\":1,")).collect();
+        let sessions: String = (0..15_000)
+            .map(|n| format!(r#"{{"sessionId":"a-{n}","state":"running","generation":1}},"#))
+            .collect();
+        let quoted = |before: &str, after: &str| {
+            [&[first], before.as_bytes(), &vec![b'x'; LARGE - 200], after.as_bytes()].concat()
+        };
+        inputs.extend([
+            ("brackets", of(b"[")),
+            ("objects", of(b"{\"a\":")),
+            ("lines", of(b"\n")),
+            ("digits", of(b"1")),
+            ("durations", of(b"1s")),
+            ("commas", of(b"a,")),
+            ("pairs", of(b"a=1&")),
+            ("a long field", quoted("{\"", "\":1}")),
+            ("a long type", quoted("{\"type\":\"", "\"}")),
+            ("a long text", quoted("{\"type\":\"status\",\"payload\":{\"sessionId\":\"", "\"}}")),
+            ("a long value", quoted("{\"template\":\"", "\"}")),
+            ("many fields", [&[first], b"{".as_slice(), fields.as_bytes(), b"\"z\":1}"].concat()),
+            (
+                "many sessions",
+                [
+                    &[first],
+                    br#"{"type":"hello","payload":{"protocol":3,"runtimeId":"r","sessions":["#.as_slice(),
+                    sessions.as_bytes(),
+                    br#"{"sessionId":"z","state":"running"}]}}"#,
+                ]
+                .concat(),
+            ),
+        ]);
+    }
+    inputs
+}
