@@ -23,7 +23,10 @@ pub fn container(spec: &StartSpec) {
     };
     let host = plan.container.host_config.expect("every container has limits");
     assert_eq!(host.privileged, Some(false));
-    assert!(host.cap_add.is_some_and(|added| added.is_empty()), "a capability was given");
+    assert!(
+        host.cap_add.is_some_and(|added| added.is_empty()),
+        "a capability was given"
+    );
     assert!(host.binds.is_none(), "a folder of the host was given");
     let mounts = host.mounts.expect("every session has a home");
     assert!(
@@ -38,6 +41,10 @@ pub fn container(spec: &StartSpec) {
             .iter()
             .filter(|one| one.split('=').next() == Some(name))
             .collect();
-        assert_eq!(given, [&format!("{name}={value}")], "a template replaced what is Regent's");
+        assert_eq!(
+            given,
+            [&format!("{name}={value}")],
+            "a template replaced what is Regent's"
+        );
     }
 }

@@ -21,10 +21,20 @@ pub fn pod_of(spec: &StartSpec) {
         let mut unique = names.clone();
         unique.sort_unstable();
         unique.dedup();
-        assert_eq!(unique.len(), names.len(), "two things of a pod have one name: {names:?}");
+        assert_eq!(
+            unique.len(),
+            names.len(),
+            "two things of a pod have one name: {names:?}"
+        );
         assert!(names.iter().all(|name| !name.is_empty() && name.len() <= 63));
     };
-    names(pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect());
+    names(
+        pod.volumes
+            .iter()
+            .flatten()
+            .map(|volume| volume.name.as_str())
+            .collect(),
+    );
     let ports = container.ports.iter().flatten();
     names(ports.filter_map(|port| port.name.as_deref()).collect());
     let mounts = container.volume_mounts.iter().flatten();
@@ -33,5 +43,10 @@ pub fn pod_of(spec: &StartSpec) {
     let before = paths.len();
     paths.dedup();
     assert_eq!(before, paths.len(), "two volumes are mounted at one path");
-    assert!(pod.volumes.iter().flatten().all(|volume| volume.host_path.is_none()));
+    assert!(
+        pod.volumes
+            .iter()
+            .flatten()
+            .all(|volume| volume.host_path.is_none())
+    );
 }

@@ -78,8 +78,14 @@ pub fn files() -> Vec<Vec<u8>> {
                 "log_bytes": 9, "lifeline": id, "cgroup": null,
             }),
         ),
-        (4, serde_json::json!({ "shim": id, "program": id, "boot": "b", "started_at_ms": 1, "limits": {} })),
-        (5, serde_json::json!({ "program": id, "exit": { "how": "code", "value": 1 }, "at_ms": 1 })),
+        (
+            4,
+            serde_json::json!({ "shim": id, "program": id, "boot": "b", "started_at_ms": 1, "limits": {} }),
+        ),
+        (
+            5,
+            serde_json::json!({ "program": id, "exit": { "how": "code", "value": 1 }, "at_ms": 1 }),
+        ),
     ];
     files
         .iter()

@@ -94,7 +94,10 @@ pub(crate) fn combine<S: Settings>(
             continue;
         }
         let text = value.map_err(|_| {
-            UsageError(format!("the variable REGENT_{} is not text", key.to_ascii_uppercase()))
+            UsageError(format!(
+                "the variable REGENT_{} is not text",
+                key.to_ascii_uppercase()
+            ))
         })?;
         let value = match text.parse() {
             Ok(value @ Value::Array(..)) if S::LISTS.contains(&setting.as_str()) => value,

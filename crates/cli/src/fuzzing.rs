@@ -36,7 +36,10 @@ fn read<S: Settings + Default>(file: &str, variables: &str) {
     let read = combine(Some(Toml::string(file)), variables.iter().cloned(), S::default());
     for (name, text) in &variables {
         let setting = name.replace('_', "-");
-        let last = variables.iter().rev().find(|(other, _)| other.replace('_', "-") == setting);
+        let last = variables
+            .iter()
+            .rev()
+            .find(|(other, _)| other.replace('_', "-") == setting);
         let (Ok(text), true) = (text, last.is_some_and(|last| last.1 == *text)) else {
             continue;
         };
@@ -44,7 +47,10 @@ fn read<S: Settings + Default>(file: &str, variables: &str) {
             && S::KEYS.contains(&setting.as_str())
         {
             let settings = serde_json::to_value(settings).expect("settings are JSON");
-            assert_eq!(settings[&setting], **text, "a variable was taken for something else");
+            assert_eq!(
+                settings[&setting], **text,
+                "a variable was taken for something else"
+            );
         }
     }
     match read {

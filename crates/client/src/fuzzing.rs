@@ -19,7 +19,10 @@ pub fn event_stream(bytes: &[u8]) {
 #[must_use]
 pub fn event_streams() -> Vec<Vec<u8>> {
     let one = ": hello\n\nid: 5.0\ndata: {\"a\":1}\n\nid:5.1\r\nevent: gone\r\ndata:x\r\ndata: y\r\n\r\n";
-    vec![[b"\x03", one.as_bytes()].concat(), b"\x01data: \xff\xfe\n\nid\n\n".to_vec()]
+    vec![
+        [b"\x03", one.as_bytes()].concat(),
+        b"\x01data: \xff\xfe\n\nid\n\n".to_vec(),
+    ]
 }
 
 /// What comes out, unless something is too long.

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership, Vote};
-pub use crate::log::fuzzing::{log_mark, log_record, log_records, log_segment, log_segments, log_value};
 use crate::identity::{ClusterName, IdentityReply, Incarnation, Record, Refusal, Settled, Settlement};
+pub use crate::log::fuzzing::{log_mark, log_record, log_records, log_segment, log_segments, log_value};
 pub use crate::snapshot::fuzzing::{snapshot, snapshots};
 use crate::transport::handshake::{self, Hello};
 use crate::transport::wire::{
@@ -103,7 +103,10 @@ pub fn peer_frames() -> Vec<Vec<u8>> {
         (0, encode(&(5_u64, Request::ReadIndex { within_ms: 9 }))),
         (0, encode(&(6_u64, Request::Call(vec![0; 9].into())))),
         (1, encode(&(1_u64, Response::Identity(reply)))),
-        (1, encode(&(2_u64, Response::Propose(vec![ProposeReply::NotLeader])))),
+        (
+            1,
+            encode(&(2_u64, Response::Propose(vec![ProposeReply::NotLeader]))),
+        ),
         (
             1,
             encode(&(3_u64, Response::ReadIndex(ReadIndexReply::At(log_id(8))))),

@@ -39,6 +39,10 @@ pub fn records(bytes: &[u8]) -> Option<State> {
         again.push(&chunk).expect("what was encoded decodes");
     }
     let again = again.finish().expect("what was encoded is whole");
-    assert_eq!(state.content_digest(), again.content_digest(), "a state changed on its way");
+    assert_eq!(
+        state.content_digest(),
+        again.content_digest(),
+        "a state changed on its way"
+    );
     Some(state)
 }

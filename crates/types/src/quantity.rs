@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::problem::quoted;
+
 /// CPU in thousandths of a core: `500m`, `2`, `1.5`, `64 cores`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "500m"))]
@@ -68,9 +70,12 @@ impl FromStr for Cpu {
             };
             u64::try_from(milli).ok()
         };
-        parse()
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is not an amount of CPU; write it like 500m, 2 or 1.5"))
+        parse().map(Self).ok_or_else(|| {
+            format!(
+                "{} is not an amount of CPU; write it like 500m, 2 or 1.5",
+                quoted(text)
+            )
+        })
     }
 }
 
@@ -82,9 +87,12 @@ impl FromStr for Memory {
             let size = MEMORY_UNITS.iter().find(|(name, _)| *name == unit)?.1;
             u64::try_from((value * u128::from(size)).div_ceil(1000)).ok()
         };
-        parse()
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is not an amount of memory; write it like 512Mi, 2Gi or 1500M"))
+        parse().map(Self).ok_or_else(|| {
+            format!(
+                "{} is not an amount of memory; write it like 512Mi, 2Gi or 1500M",
+                quoted(text)
+            )
+        })
     }
 }
 
@@ -179,6 +187,16 @@ mod tests {
         }
         assert_eq!(serde_json::from_str::<Cpu>("2").unwrap(), Cpu(2000));
         assert_eq!(Memory(3 << 29).to_string(), "1536Mi");
+    }
+
+    /// A body's worth of digits came back in the refusal, and in the log of whoever reads it.
+    #[test]
+    fn a_refusal_quotes_no_more_than_it_must() {
+        let long = "9".repeat(1 << 20);
+        assert!(long.parse::<Cpu>().unwrap_err().len() < 200);
+        assert!(long.parse::<Memory>().unwrap_err().len() < 200);
+        assert!(long.parse::<crate::duration::Span>().unwrap_err().len() < 200);
+        assert!(long.parse::<crate::Time>().unwrap_err().len() < 600);
     }
 
     #[test]

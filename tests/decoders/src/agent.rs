@@ -146,7 +146,10 @@ pub(crate) fn manifest(bytes: &[u8]) {
 pub(crate) fn manifests() -> Vec<Vec<u8>> {
     let process = json!({ "metadata": { "name": "t" }, "spec": { "command": ["sleep"], "args": ["1"] } });
     let manifests = [full_manifest(), process];
-    manifests.iter().map(|manifest| manifest.to_string().into_bytes()).collect()
+    manifests
+        .iter()
+        .map(|manifest| manifest.to_string().into_bytes())
+        .collect()
 }
 
 fn full_manifest() -> Value {
@@ -188,16 +191,31 @@ pub(crate) fn conversations() -> Vec<Vec<u8>> {
     });
     let frames: VecDeque<(&str, Value)> = [
         ("welcome", welcome),
-        ("lease_granted", json!({ "name": "agent/a", "token": 7, "ttlMs": 4000 })),
+        (
+            "lease_granted",
+            json!({ "name": "agent/a", "token": 7, "ttlMs": 4000 }),
+        ),
         ("command", start),
         ("command", about("c-2", "hibernate_session")),
         ("command", about("c-3", "wake_session")),
         ("command", about("c-4", "stop_session")),
         ("command", about("c-5", "note")),
-        ("lease_renewed", json!({ "name": "agent/a", "token": 7, "ttlMs": 4000, "seq": 1 })),
-        ("lease_observed", json!({ "name": "agent/a", "holder": "r2", "token": 9 })),
-        ("lease_lost", json!({ "name": "agent/a", "token": 7, "reason": "r" })),
-        ("lease_refused", json!({ "name": "agent/a", "code": "busy", "detail": "d" })),
+        (
+            "lease_renewed",
+            json!({ "name": "agent/a", "token": 7, "ttlMs": 4000, "seq": 1 }),
+        ),
+        (
+            "lease_observed",
+            json!({ "name": "agent/a", "holder": "r2", "token": 9 }),
+        ),
+        (
+            "lease_lost",
+            json!({ "name": "agent/a", "token": 7, "reason": "r" }),
+        ),
+        (
+            "lease_refused",
+            json!({ "name": "agent/a", "code": "busy", "detail": "d" }),
+        ),
         ("ping", json!({})),
         ("superseded", json!({ "reason": "r" })),
         ("shutdown", json!({ "reason": "r" })),
@@ -208,7 +226,10 @@ pub(crate) fn conversations() -> Vec<Vec<u8>> {
         .map(|(kind, payload)| json!({ "type": kind, "payload": payload, "timestamp": 1 }).to_string())
         .collect();
     let text = text.join("\n");
-    vec![[b"\0", text.as_bytes()].concat(), [b"\x01", text.as_bytes()].concat()]
+    vec![
+        [b"\0", text.as_bytes()].concat(),
+        [b"\x01", text.as_bytes()].concat(),
+    ]
 }
 
 fn agent() -> AgentId {

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use regent_state::operation::{AgentConnected, CreateCommand, CreateSession, InitCluster, RegisterAgent};
 use regent_state::record::{Capacity, Placement};
-use regent_state::{Caller, Leadership, Meta, Operation, Request, State, StateDecoder, decode_applied, encode_applied};
+use regent_state::{
+    Caller, Leadership, Meta, Operation, Request, State, StateDecoder, decode_applied, encode_applied,
+};
 use regent_types::{
     AgentId, ClusterId, CommandId, NodeId, ReplicaName, Revision, SessionName, TokenId, UserName,
 };

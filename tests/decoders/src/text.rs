@@ -32,8 +32,23 @@ pub(crate) fn text(bytes: &[u8]) {
 
 pub(crate) fn texts() -> Vec<Vec<u8>> {
     [
-        "500m", "1.5", "64 cores", "512Mi", "1.5Gi", "128GB", "1h30m", "250ms", "2d", "2026-01-01T00:00:00.5Z",
-        "1767225600", "1767225600000.25", "-1", "1e300", "\"2Gi\"", "7:123", "docker",
+        "500m",
+        "1.5",
+        "64 cores",
+        "512Mi",
+        "1.5Gi",
+        "128GB",
+        "1h30m",
+        "250ms",
+        "2d",
+        "2026-01-01T00:00:00.5Z",
+        "1767225600",
+        "1767225600000.25",
+        "-1",
+        "1e300",
+        "\"2Gi\"",
+        "7:123",
+        "docker",
     ]
     .iter()
     .map(|text| text.as_bytes().to_vec())
@@ -42,10 +57,19 @@ pub(crate) fn texts() -> Vec<Vec<u8>> {
 
 /// Lines of `lease hold`.
 pub(crate) fn hold_lines() -> Vec<Vec<u8>> {
-    ["until 5", "lost", "signal 15", "terminal -1", "started 7", "failed 2", "late", "exited 143 true"]
-        .iter()
-        .map(|line| line.as_bytes().to_vec())
-        .collect()
+    [
+        "until 5",
+        "lost",
+        "signal 15",
+        "terminal -1",
+        "started 7",
+        "failed 2",
+        "late",
+        "exited 143 true",
+    ]
+    .iter()
+    .map(|line| line.as_bytes().to_vec())
+    .collect()
 }
 
 fn survives<T: FromStr + Display + PartialEq + Debug>(text: &str) -> Option<T>

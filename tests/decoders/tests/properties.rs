@@ -9,6 +9,7 @@
 
 mod change;
 
+use std::panic::{catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use change::{Change, changed};
@@ -27,7 +28,12 @@ const LARGE: usize = 1 << 20;
 const LARGE_WITHIN: Duration = Duration::from_secs(10);
 
 fn decode(target: &Target, input: &[u8]) {
-    let used = allocation_counter::measure(|| (target.decode)(input));
+    let mut result = Ok(());
+    // A panic that left the measurement would leave it open.
+    let used = allocation_counter::measure(|| result = catch_unwind(|| (target.decode)(input)));
+    if let Err(panic) = result {
+        resume_unwind(panic);
+    }
     let most = FLOOR + PER_BYTE * input.len() as u64;
     assert!(
         used.bytes_max <= most,
@@ -144,7 +150,13 @@ fn large(seed: &[u8], form: Form) -> Vec<(&'static str, Vec<u8>)> {
             .map(|n| format!(r#"{{"sessionId":"a-{n}","state":"running","generation":1}},"#))
             .collect();
         let quoted = |before: &str, after: &str| {
-            [&[first], before.as_bytes(), &vec![b'x'; LARGE - 200], after.as_bytes()].concat()
+            [
+                &[first],
+                before.as_bytes(),
+                &vec![b'x'; LARGE - 200],
+                after.as_bytes(),
+            ]
+            .concat()
         };
         inputs.extend([
             ("brackets", of(b"[")),
@@ -156,9 +168,15 @@ fn large(seed: &[u8], form: Form) -> Vec<(&'static str, Vec<u8>)> {
             ("pairs", of(b"a=1&")),
             ("a long field", quoted("{\"", "\":1}")),
             ("a long type", quoted("{\"type\":\"", "\"}")),
-            ("a long text", quoted("{\"type\":\"status\",\"payload\":{\"sessionId\":\"", "\"}}")),
+            (
+                "a long text",
+                quoted("{\"type\":\"status\",\"payload\":{\"sessionId\":\"", "\"}}"),
+            ),
             ("a long value", quoted("{\"template\":\"", "\"}")),
-            ("many fields", [&[first], b"{".as_slice(), fields.as_bytes(), b"\"z\":1}"].concat()),
+            (
+                "many fields",
+                [&[first], b"{".as_slice(), fields.as_bytes(), b"\"z\":1}"].concat(),
+            ),
             (
                 "many sessions",
                 [

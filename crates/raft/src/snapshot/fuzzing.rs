@@ -20,7 +20,10 @@ pub fn snapshot(bytes: &[u8]) {
             format::write(&mut again, &state, &header.meta()).expect("what was read can be written");
             let (header_again, state_again) =
                 format::read(place, &mut again.as_slice()).expect("what was written can be read");
-            assert_eq!(header, header_again, "the header of a snapshot changed on its way");
+            assert_eq!(
+                header, header_again,
+                "the header of a snapshot changed on its way"
+            );
             assert_eq!(state.content_digest(), state_again.content_digest());
         }
     }

@@ -8,9 +8,7 @@ use regent_state::operation::{AgentConnected, Campaign, CreateCommand, InitClust
 use regent_state::record::{Capacity, CommandState, WaitsAt};
 use regent_state::{Caller, Leadership, Meta, Operation, Outcome, Rejection, Request, State};
 use regent_types::frame::{MAX_FRAME, ServerFrame};
-use regent_types::{
-    AgentId, ClusterId, CommandId, NodeId, ReplicaName, Revision, Time, TokenId, UserName,
-};
+use regent_types::{AgentId, ClusterId, CommandId, NodeId, ReplicaName, Revision, Time, TokenId, UserName};
 
 use super::connection::{Connection, Effect, Identity, Join, Joined};
 
@@ -261,16 +259,23 @@ impl Stage {
             Effect::Release { name, token, own } => {
                 let release = Operation::ReleaseLease { name, token };
                 // Whether it was still held is for the state to say.
-                let _ = if own { self.own(release) } else { self.admin(release) };
+                let _ = if own {
+                    self.own(release)
+                } else {
+                    self.admin(release)
+                };
             }
             Effect::Renew { name, token, seq } => {
                 connection.renewed(&name, token, seq, Ok(5_000), wall);
             }
             Effect::Send(text) => {
-                assert!(
-                    !matches!(ServerFrame::parse(&text), Err(_) | Ok(None)),
-                    "an agent cannot read {text}"
-                );
+                // Commands for StreamSpace's agents have less in them than ours read.
+                let read = if text.contains("\"timestamp\"") {
+                    ServerFrame::parse(&text).map_or(false, |frame| frame.is_some())
+                } else {
+                    serde_json::from_str::<serde_json::Value>(&text).is_ok()
+                };
+                assert!(read, "an agent cannot read {text}");
             }
             Effect::Taken(_) | Effect::Ping => {}
             Effect::Close { reason, .. } => {

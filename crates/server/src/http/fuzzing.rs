@@ -22,7 +22,7 @@ use super::{agents, body as bodies_of, commands, events, idempotency, leases, li
 use super::{sessions, templates, tokens, users, view};
 
 /// Most bytes of what a refusal says, as it is sent.
-const MAX_REFUSAL: usize = 16 << 10;
+const MAX_REFUSAL: usize = 20 << 10;
 
 /// A body. The first byte says of which request, the rest is the body.
 pub fn body(bytes: &[u8]) {
@@ -200,7 +200,10 @@ fn headers(bytes: &[u8]) {
     let principal = Principal::User(UserName::new("alice").expect("it is one"));
     let uri = Uri::from_static("/api/v1/sessions");
     let key: Option<Option<Idempotency>> = clear(idempotency::of(&headers, &principal, &uri, b""));
-    assert!(key.is_none_or(|key| key.is_some()), "a key that is there was ignored");
+    assert!(
+        key.is_none_or(|key| key.is_some()),
+        "a key that is there was ignored"
+    );
     clear(events::last_event_id(&headers).map_or(Ok(()), |id| {
         view::parse_event_id(id).map_or_else(|| Err(Failure::field("Last-Event-ID", "no")), |_| Ok(()))
     }));
@@ -213,7 +216,10 @@ where
 {
     match text.parse::<T>() {
         Ok(name) => assert_eq!(name.to_string(), text),
-        Err(error) => assert!(error.to_string().len() < 2_000, "a refusal is as long as what it refuses"),
+        Err(error) => assert!(
+            error.to_string().len() < 2_000,
+            "a refusal is as long as what it refuses"
+        ),
     }
 }
 
@@ -257,7 +263,11 @@ pub(crate) fn kept(text: &str) {
     ] {
         let shown = format!("{before}{text}{after}");
         let read = serde_json::from_str::<Value>(&shown);
-        assert!(read.is_ok(), "what is kept cannot be read where it is shown: {:?}", read.err());
+        assert!(
+            read.is_ok(),
+            "what is kept cannot be read where it is shown: {:?}",
+            read.err()
+        );
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) mod fuzzing;
 mod health;
 mod idempotency;
 mod leases;
-mod limits;
+pub(crate) mod limits;
 mod metrics;
 mod observe;
 mod openapi;
