@@ -371,6 +371,39 @@ mod tests {
         assert_eq!(config.members.unwrap().0.len(), 2);
     }
 
+    /// Text that looks like a number or a truth was taken for one, and then refused where text is wanted: no agent could
+    /// be called 7 and no replica 0.
+    #[test]
+    fn a_variable_is_text_even_when_it_looks_like_a_number() {
+        let variables = |all: &[(&str, &str)]| {
+            all.iter()
+                .map(|(name, value)| ((*name).to_owned(), Ok((*value).to_owned())))
+                .collect::<Vec<_>>()
+        };
+        let read =
+            |all| combine::<AgentConfig>(None::<Toml>, variables(all).into_iter(), AgentConfig::default());
+        let config = read(&[
+            ("agent_id", "7"),
+            ("replica", "0"),
+            ("token", "123456789012345678901234567890"),
+            ("platform", "true"),
+            ("region", "[eu]"),
+            ("max_sessions", "5"),
+            ("cpu", "2"),
+            ("labels", "[\"a=b\", \"c=d\"]"),
+        ])
+        .unwrap();
+        assert_eq!(config.agent_id.unwrap().as_str(), "7");
+        assert_eq!(config.replica.unwrap().as_str(), "0");
+        assert_eq!(config.token.as_deref(), Some("123456789012345678901234567890"));
+        assert_eq!(config.platform.as_deref(), Some("true"));
+        assert_eq!(config.region.as_deref(), Some("[eu]"));
+        assert_eq!((config.max_sessions, config.cpu.unwrap().0), (Some(5), 2_000));
+        assert_eq!(config.labels, ["a=b", "c=d"]);
+        let error = read(&[("max_sessions", "many")]).unwrap_err().to_string();
+        assert!(error.contains("REGENT_MAX_SESSIONS"), "{error}");
+    }
+
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let file = file("node-idd = 1\n");

@@ -49,14 +49,16 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), 0..600)
 }
 
+/// `REGENT_FUZZ_FACTOR` times the cases, for whoever has more time.
 fn run(name: &str, cases: u32) {
+    let factor = std::env::var("REGENT_FUZZ_FACTOR").map_or(1, |factor| factor.parse().unwrap());
     let target = target(name);
     let seeds = (target.seeds)();
     for seed in &seeds {
         decode(target, seed);
     }
     let config = Config {
-        cases,
+        cases: cases.saturating_mul(factor),
         failure_persistence: None,
         max_shrink_iters: 2_000,
         ..Config::default()
@@ -95,20 +97,20 @@ macro_rules! properties {
 
 // Files that are synced, and state machines, take longer than a parser.
 properties! {
-    log_record: 4_000;
-    log_mark: 60;
-    log_segment: 40;
-    snapshot: 300;
-    state_records: 500;
-    peer_frame: 4_000;
-    operations: 150;
-    agent_frames: 150;
-    server_frames: 200;
-    agent_file: 2_000;
-    body: 3_000;
-    parameters: 3_000;
-    manifest: 1_000;
-    settings: 300;
+    log_record: 10_000;
+    log_mark: 200;
+    log_segment: 150;
+    snapshot: 1_000;
+    state_records: 2_000;
+    peer_frame: 10_000;
+    operations: 600;
+    agent_frames: 600;
+    server_frames: 600;
+    agent_file: 5_000;
+    body: 10_000;
+    parameters: 5_000;
+    manifest: 3_000;
+    settings: 1_000;
     hold_line: 1_000;
     event_stream: 1_000;
     text: 3_000;
