@@ -478,7 +478,9 @@ impl AgentFrame {
         }
         let payload = match object.remove("payload") {
             None | Some(Value::Null) => Value::Object(object),
-            Some(payload) => payload,
+            // serde would take an array for the fields in their order.
+            Some(payload @ Value::Object(_)) => payload,
+            Some(_) => return Err(FrameError::payload(kind, "the payload is no JSON object")),
         };
         let tagged = serde_json::json!({ "type": kind, "payload": payload });
         serde_json::from_value(tagged)
@@ -573,6 +575,15 @@ mod tests {
         assert!(AgentFrame::parse("[]").is_err());
         assert!(AgentFrame::parse("{\"type\":\"ack\"}\n{\"type\":\"ack\"}").is_err());
         assert_eq!(ServerFrame::parse(r#"{"type":"later","payload":{}}"#), Ok(None));
+    }
+
+    /// An array was taken for the fields in their order, as in bodies.
+    #[test]
+    fn a_payload_is_an_object() {
+        for payload in [r#"["c1",1]"#, "[]", "1", "\"c1\""] {
+            let text = format!(r#"{{"type":"ack","payload":{payload}}}"#);
+            assert!(AgentFrame::parse(&text).is_err(), "{payload}");
+        }
     }
 
     /// A word that was not known deep in the payload made the whole frame one of an unknown type.

@@ -45,7 +45,8 @@ fn thousandths(text: &str) -> Option<(u128, &str)> {
         .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || whole.len() > 18 || fraction.len() > 9 || fraction.contains('.') {
+    // As many digits as the largest amount is written with; with the largest unit it is far from overflowing.
+    if whole.is_empty() || whole.len() > 20 || fraction.len() > 9 || fraction.contains('.') {
         return None;
     }
     let mut value = whole.parse::<u128>().ok()? * 1000;
@@ -187,6 +188,22 @@ mod tests {
         }
         assert_eq!(serde_json::from_str::<Cpu>("2").unwrap(), Cpu(2000));
         assert_eq!(Memory(3 << 29).to_string(), "1536Mi");
+    }
+
+    /// The largest amounts were written with more digits than are read: an agent that told such a capacity broke every
+    /// list of agents.
+    #[test]
+    fn every_amount_is_read_back() {
+        for n in [
+            u64::MAX,
+            u64::MAX - 1,
+            u64::MAX / 1000 * 1000,
+            1_767_225_225_600_000_250,
+        ] {
+            assert_eq!(Cpu(n).to_string().parse(), Ok(Cpu(n)));
+            assert_eq!(Memory(n).to_string().parse(), Ok(Memory(n)));
+        }
+        assert_eq!("1767225225600000.25".parse(), Ok(Cpu(1_767_225_225_600_000_250)));
     }
 
     /// A body's worth of digits came back in the refusal, and in the log of whoever reads it.

@@ -17,6 +17,7 @@ use regent_raft::{Proposed, ReadError, View};
 use regent_state::record::Role;
 use regent_state::{Caller, Idempotency, Operation, Outcome, Rejection, Request as Proposal, State};
 use regent_types::{AgentId, Code, Principal, Revision, TokenId, UserName};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -281,12 +282,12 @@ impl FromRequest<Service> for Writing {
 
 impl Writing {
     /// The body.
-    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T> {
+    pub(super) fn json<T: Serialize + DeserializeOwned>(&self) -> Result<T> {
         body::parse(&self.headers, &self.body)
     }
 
     /// The body, or the default when there is none.
-    pub(super) fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T> {
+    pub(super) fn json_or_default<T: Serialize + DeserializeOwned + Default>(&self) -> Result<T> {
         body::parse_optional(&self.headers, &self.body)
     }
 

@@ -172,26 +172,20 @@ pub(crate) fn is_shallow(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use regent_types::{Cpu, Memory};
 
     /// A payload as deep as a body may be could be read nowhere any more: not in the list of commands, not in an
     /// event, and not by the agent, which ignored the frame until the command failed.
     #[test]
     fn json_is_kept_only_as_deep_as_it_can_be_shown() {
-        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        let nested =
+            |levels: usize| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
         let kept = json("payload", &nested(MAX_JSON_LEVELS)).unwrap();
         let shown = format!(r#"{{"type":"command","payload":{{"payload":{kept}}}}}"#);
         assert!(serde_json::from_str::<Value>(&shown).is_ok());
         assert!(json("payload", &nested(MAX_JSON_LEVELS + 1)).is_err());
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use regent_types::{Cpu, Memory};
 
     #[test]
     fn a_tag_may_have_256_bytes_and_not_more() {
