@@ -3,6 +3,8 @@
 //! Unknown types and fields are ignored (the gateway counts them). Fields of StreamSpace's agents
 //! may stand beside `type` in place of a payload.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -415,13 +417,13 @@ pub enum FrameError {
 const MAX_ERROR: usize = 1_000;
 
 impl FrameError {
-    fn not_a_frame(why: impl ToString) -> Self {
+    fn not_a_frame(why: &dyn fmt::Display) -> Self {
         let mut why = why.to_string();
         cut(&mut why, MAX_ERROR);
         Self::NotAFrame(why)
     }
 
-    fn payload(mut kind: String, why: impl ToString) -> Self {
+    fn payload(mut kind: String, why: &dyn fmt::Display) -> Self {
         let mut reason = why.to_string();
         cut(&mut kind, MAX_ERROR);
         cut(&mut reason, MAX_ERROR);
@@ -459,16 +461,17 @@ const KNOWN_OF_SERVER: [&str; 10] = [
 impl AgentFrame {
     /// Reads a text frame from an agent, StreamSpace's spellings included.
     pub fn parse(text: &str) -> Result<Incoming, FrameError> {
-        let mut object: Map<String, Value> = serde_json::from_str(text).map_err(FrameError::not_a_frame)?;
+        let mut object: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| FrameError::not_a_frame(&error))?;
         let Some(Value::String(mut kind)) = object.remove("type") else {
-            return Err(FrameError::not_a_frame("there is no \"type\""));
+            return Err(FrameError::not_a_frame(&"there is no \"type\""));
         };
         // The timestamp is read only to be lenient about it: nothing depends on an agent's clock.
         if let Some(timestamp) = object.remove("timestamp")
             && !timestamp.is_null()
             && let Err(error) = serde_json::from_value::<Time>(timestamp)
         {
-            return Err(FrameError::payload(kind, error));
+            return Err(FrameError::payload(kind, &error));
         }
         if kind == "command_error" {
             "failed".clone_into(&mut kind);
@@ -480,12 +483,12 @@ impl AgentFrame {
             None | Some(Value::Null) => Value::Object(object),
             // serde would take an array for the fields in their order.
             Some(payload @ Value::Object(_)) => payload,
-            Some(_) => return Err(FrameError::payload(kind, "the payload is no JSON object")),
+            Some(_) => return Err(FrameError::payload(kind, &"the payload is no JSON object")),
         };
         let tagged = serde_json::json!({ "type": kind, "payload": payload });
         serde_json::from_value(tagged)
             .map(Incoming::Frame)
-            .map_err(|error| FrameError::payload(kind, error))
+            .map_err(|error| FrameError::payload(kind, &error))
     }
 
     /// Writes the frame, with a timestamp.
@@ -497,16 +500,16 @@ impl AgentFrame {
 impl ServerFrame {
     /// Reads a text frame from the control plane; `None` for a type that is not known.
     pub fn parse(text: &str) -> Result<Option<Self>, FrameError> {
-        let value: Value = serde_json::from_str(text).map_err(FrameError::not_a_frame)?;
+        let value: Value = serde_json::from_str(text).map_err(|error| FrameError::not_a_frame(&error))?;
         let Some(kind) = value.get("type").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(FrameError::not_a_frame("there is no \"type\""));
+            return Err(FrameError::not_a_frame(&"there is no \"type\""));
         };
         if !KNOWN_OF_SERVER.contains(&kind.as_str()) {
             return Ok(None);
         }
         serde_json::from_value(value)
             .map(Some)
-            .map_err(|error| FrameError::payload(kind, error))
+            .map_err(|error| FrameError::payload(kind, &error))
     }
 
     /// Writes the frame; agents of StreamSpace get no timestamp (`None`).

@@ -83,3 +83,40 @@ pub(in crate::log) fn samples(records: &[Vec<u8>]) -> Vec<Vec<u8>> {
     }
     vec![sample]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers at the edge of what a number can be made opening a log overflow instead of refusing it.
+    #[test]
+    fn numbers_that_no_log_reaches_are_refused() {
+        let sample = samples(&[b"record".to_vec()]).remove(0);
+        assert!(
+            in_a_folder(&with_frames(&sample)).is_some(),
+            "the sample is sound"
+        );
+        let mut far = sample.clone();
+        far[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert_eq!(in_a_folder(&with_frames(&far)), None);
+
+        let with_items = |items: &[u8]| {
+            let mut base = Vec::new();
+            frame::push_base(&mut base, 0, 0);
+            let mut bytes = 1_u64.to_le_bytes().to_vec();
+            for items in [&base, items] {
+                bytes.extend_from_slice(&u16::try_from(items.len()).unwrap().to_le_bytes());
+                bytes.extend_from_slice(items);
+            }
+            bytes
+        };
+        let mut items = Vec::new();
+        frame::push_purge(&mut items, u64::MAX);
+        frame::push_entry(&mut items, u64::MAX, b"record");
+        assert_eq!(in_a_folder(&with_frames(&with_items(&items))), None);
+    }
+
+    fn in_a_folder(file: &[u8]) -> Option<Vec<(u64, Vec<u8>)>> {
+        in_folder(&format!("{FOLDER}/0000000001.seg"), file, content)
+    }
+}
