@@ -380,8 +380,13 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), Ok((*value).to_owned())))
                 .collect::<Vec<_>>()
         };
-        let read =
-            |all| combine::<AgentConfig>(None::<Toml>, variables(all).into_iter(), AgentConfig::default());
+        let read = |all| {
+            combine::<AgentConfig>(
+                None::<figment::providers::Data<Toml>>,
+                variables(all).into_iter(),
+                AgentConfig::default(),
+            )
+        };
         let config = read(&[
             ("agent_id", "7"),
             ("replica", "0"),

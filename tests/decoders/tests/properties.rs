@@ -9,6 +9,7 @@
 
 mod change;
 
+use std::fmt::Write as _;
 use std::panic::{catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
@@ -147,10 +148,18 @@ fn large(seed: &[u8], form: Form) -> Vec<(&'static str, Vec<u8>)> {
         ("itself over and over", of(seed)),
     ];
     if form == Form::Text {
-        let fields: String = (0..60_000).map(|n| format!("\"field{n}\":1,")).collect();
-        let sessions: String = (0..15_000)
-            .map(|n| format!(r#"{{"sessionId":"a-{n}","state":"running","generation":1}},"#))
-            .collect();
+        let mut fields = String::new();
+        for n in 0..60_000 {
+            write!(fields, "\"field{n}\":1,").unwrap();
+        }
+        let mut sessions = String::new();
+        for n in 0..15_000 {
+            write!(
+                sessions,
+                r#"{{"sessionId":"a-{n}","state":"running","generation":1}},"#
+            )
+            .unwrap();
+        }
         let quoted = |before: &str, after: &str| {
             [
                 &[first],

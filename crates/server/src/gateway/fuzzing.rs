@@ -271,7 +271,7 @@ impl Stage {
             Effect::Send(text) => {
                 // Commands for StreamSpace's agents have less in them than ours read.
                 let read = if text.contains("\"timestamp\"") {
-                    ServerFrame::parse(&text).map_or(false, |frame| frame.is_some())
+                    ServerFrame::parse(&text).is_ok_and(|frame| frame.is_some())
                 } else {
                     serde_json::from_str::<serde_json::Value>(&text).is_ok()
                 };

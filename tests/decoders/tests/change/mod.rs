@@ -109,8 +109,12 @@ pub(crate) fn changed(seed: &[u8], other: &[u8], changes: &[Change], text: bool)
                 let end = (at + number.len()).min(bytes.len());
                 bytes.splice(at..end, number);
             }
-            Change::Flip(..) | Change::Byte(..) => {}
-            Change::Value(..) | Change::Without(_) | Change::Swap(..) => {}
+            // Nothing is there to be changed, or it was changed as JSON.
+            Change::Flip(..)
+            | Change::Byte(..)
+            | Change::Value(..)
+            | Change::Without(_)
+            | Change::Swap(..) => {}
         }
     }
     bytes
