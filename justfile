@@ -32,3 +32,16 @@ dev *ARGS:
 # Licences, sources and advisories of all dependencies (needs cargo-deny).
 deny:
     cargo deny check
+
+# Decoders under libFuzzer, bounded: one target or all in turn (tests/fuzz/README.md).
+fuzz TARGET="all" SECONDS="60":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo run --quiet --locked -p regent-decoders --example seeds -- tests/fuzz/corpus
+    targets={{TARGET}}
+    [ "$targets" != all ] || targets=$(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
+    for target in $targets; do
+        # No small input may allocate much: 256 MiB at once is a fault, and so is a second for 64 KiB.
+        cargo +nightly fuzz run --fuzz-dir tests/fuzz "$target" -- -max_total_time={{SECONDS}} \
+            -max_len=65536 -timeout=10 -malloc_limit_mb=256 -print_final_stats=1
+    done

@@ -37,6 +37,8 @@ mod actions;
 mod engine;
 mod error;
 mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod images;
 mod memory;
 mod names;

@@ -39,6 +39,8 @@ mod change;
 mod engine;
 mod fence;
 mod found;
+#[doc(hidden)]
+pub mod fuzzing;
 mod mirror;
 mod names;
 mod objects;

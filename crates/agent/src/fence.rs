@@ -58,8 +58,8 @@ impl FenceError {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Record {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
     token: Token,
 }
 

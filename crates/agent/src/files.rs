@@ -62,9 +62,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
             "larger than any file of ours",
         ));
     }
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    from_json(&bytes).map(Some)
+}
+
+/// Decodes what such a file holds.
+///
+/// # Errors
+/// `InvalidData` when it is not what was written.
+pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Removes a file, durably; `false` if there was none.

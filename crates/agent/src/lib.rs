@@ -21,6 +21,8 @@ pub mod executor;
 mod farewell;
 pub mod fence;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod journal;
 mod leadership;
 pub mod lifeline;

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 use std::time::Duration;
 
+use regent_types::problem::quoted;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -83,7 +84,7 @@ impl FromStr for ProcessId {
                 start: start.parse().ok()?,
             })
         });
-        parsed.ok_or_else(|| format!("{text:?} is not PID:STARTTIME"))
+        parsed.ok_or_else(|| format!("{} is not PID:STARTTIME", quoted(text)))
     }
 }
 

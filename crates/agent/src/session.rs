@@ -46,6 +46,8 @@ const SILENCE_TENTHS: u64 = 25;
 const MIN_SILENCE: Millis = 2_000;
 /// Heartbeats are at least this far apart, whatever a node says.
 const MIN_HEARTBEAT: Millis = 100;
+/// And at most this far: beyond it a node that is gone would never be missed.
+const MAX_HEARTBEAT: Millis = 3_600_000;
 /// How often the progress of one command is told at most.
 const PROGRESS_EVERY: Millis = 1_000;
 
@@ -407,7 +409,7 @@ impl ControlSession {
             }
         }
         self.welcomed = true;
-        let heartbeat = welcome.heartbeat_ms.max(MIN_HEARTBEAT);
+        let heartbeat = welcome.heartbeat_ms.clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
         tracing::info!(node = %welcome.node, epoch = %welcome.epoch, heartbeat, "connected");
         self.link = Link::Up(Up {
             heartbeat,

@@ -129,6 +129,20 @@ fn up() -> ControlSession {
 
 /// A second start of `regent dev` on the same folder after -9, or a reboot: every session came back as
 /// failed, since its exit without a record was told as one of its own.
+/// The time of the next heartbeat overflowed: a panic, or without the check heartbeats without a pause.
+#[test]
+fn a_welcome_with_an_endless_heartbeat_interval_is_no_overflow() {
+    let mut session = ControlSession::new(Known::default());
+    session.connected(1_000, &[]);
+    let ServerFrame::Welcome(mut frame) = welcome(&cluster(0)) else {
+        unreachable!("a welcome is one")
+    };
+    frame.heartbeat_ms = u64::MAX;
+    session.frame(1_000, ServerFrame::Welcome(frame));
+    assert!(session.is_up());
+    assert_eq!(session.next_tick(), Some(1_000 + 3_600_000));
+}
+
 #[test]
 fn a_session_that_was_taken_along_is_missing_and_not_failed() {
     let mut session = ControlSession::new(Known::default());

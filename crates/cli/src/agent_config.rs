@@ -278,6 +278,12 @@ impl Settings for AgentConfig {
         "kubernetes-start-within",
         "kubernetes-image-pull-policy",
     ];
+    const LISTS: &'static [&'static str] = &[
+        "labels",
+        "docker-allow-bind",
+        "docker-allow-capability",
+        "kubernetes-allow-capability",
+    ];
 }
 
 impl AgentConfig {

@@ -2,11 +2,13 @@
 //! variables, then flags. An unknown key is an error, in the file and among the variables.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use figment::Figment;
-use figment::providers::{Env, Format as _, Serialized, Toml};
+use figment::providers::{Format as _, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use serde::de::DeserializeOwned;
@@ -45,47 +47,91 @@ const OTHER_VARIABLES: [&str; 17] = [
 pub(crate) trait Settings: Serialize + DeserializeOwned {
     /// All keys, as in the file.
     const KEYS: &'static [&'static str];
+    /// Those that are lists: as variables they are written like in the file, `["a", "b"]`.
+    const LISTS: &'static [&'static str];
 }
 
 /// Reads the settings of one command.
 pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result<S> {
-    for (name, _) in std::env::vars_os() {
-        let Some(key) = name.to_str().and_then(|n| n.strip_prefix("REGENT_")) else {
-            continue;
-        };
-        let key = key.to_ascii_lowercase();
-        let known = [ServerConfig::KEYS, AgentConfig::KEYS].concat();
-        // Those of the tests, which start what they test with their own environment.
-        if key.starts_with("test_") {
-            continue;
-        }
-        if !OTHER_VARIABLES.contains(&key.as_str()) && !known.contains(&key.replace('_', "-").as_str()) {
-            return Err(UsageError(format!(
-                "there is no setting for the variable REGENT_{}; unset it, or see `regent help server` and `regent help agent run`",
-                key.to_ascii_uppercase()
-            ))
-            .into());
-        }
-    }
-    let mut figment = Figment::new();
-    if let Some(file) = file {
-        if !file.is_file() {
+    let file = match file {
+        Some(file) if !file.is_file() => {
             return Err(UsageError(format!(
                 "the configuration file {} does not exist",
                 file.display()
             ))
             .into());
         }
-        figment = figment.merge(Toml::file_exact(file));
+        file => file.map(Toml::file_exact),
+    };
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.to_str()?.strip_prefix("REGENT_")?.to_ascii_lowercase();
+        Some((name, value.into_string()))
+    });
+    Ok(combine(file, variables, flags)?)
+}
+
+/// Puts the settings of one command together. Names of variables come in small letters and without their prefix.
+pub(crate) fn combine<S: Settings>(
+    file: Option<impl Provider>,
+    all: impl Iterator<Item = (String, Result<String, OsString>)>,
+    flags: S,
+) -> Result<S, UsageError> {
+    let known = [ServerConfig::KEYS, AgentConfig::KEYS].concat();
+    let mut variables = Variables(Dict::new());
+    for (key, value) in all {
+        // Those of the tests, which start what they test with their own environment.
+        if key.starts_with("test_") {
+            continue;
+        }
+        let setting = key.replace('_', "-");
+        if !OTHER_VARIABLES.contains(&key.as_str()) && !known.contains(&setting.as_str()) {
+            return Err(UsageError(format!(
+                "there is no setting for the variable REGENT_{}; unset it, or see `regent help server` and `regent help agent run`",
+                key.to_ascii_uppercase()
+            )));
+        }
+        if !S::KEYS.contains(&setting.as_str()) {
+            continue;
+        }
+        let text = value.map_err(|_| {
+            UsageError(format!(
+                "the variable REGENT_{} is not text",
+                key.to_ascii_uppercase()
+            ))
+        })?;
+        let value = match text.parse() {
+            Ok(value @ Value::Array(..)) if S::LISTS.contains(&setting.as_str()) => value,
+            // Text even where it looks like a number: an agent may be called 7.
+            _ => Value::from(text),
+        };
+        variables.0.insert(setting, value);
     }
-    let variables = Env::prefixed("REGENT_")
-        .map(|key| key.as_str().to_ascii_lowercase().replace('_', "-").into())
-        .filter(|key| S::KEYS.contains(&key.as_str()));
+    let mut figment = Figment::new();
+    if let Some(file) = file {
+        figment = figment.merge(file);
+    }
     figment
         .merge(variables)
         .merge(Serialized::defaults(flags))
-        .extract()
-        .map_err(|error| UsageError(format!("the configuration is wrong: {error}")).into())
+        // Numbers come as text from variables.
+        .extract_lossy()
+        .map_err(|error| UsageError(format!("the configuration is wrong: {error}")))
+}
+
+/// Variables as settings.
+struct Variables(Dict);
+
+impl Provider for Variables {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("environment variables").interpolater(|_, keys| {
+            let name = keys.join(".").to_ascii_uppercase().replace('-', "_");
+            format!("REGENT_{name}")
+        })
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
 }
 
 /// Takes a setting that has no default.
@@ -202,6 +248,7 @@ impl Settings for ServerConfig {
         "bootstrap-token-file",
         "bootstrap-password-file",
     ];
+    const LISTS: &'static [&'static str] = &[];
 }
 
 /// The members of a cluster by id; in TOML a table or the text of the flag.
@@ -328,6 +375,44 @@ mod tests {
         assert_eq!(config.node_id, Some(NodeId(2)));
         assert_eq!(config.heartbeat, Some(Span(5_000)));
         assert_eq!(config.members.unwrap().0.len(), 2);
+    }
+
+    /// Text that looks like a number or a truth was taken for one, and then refused where text is wanted: no agent could
+    /// be called 7 and no replica 0.
+    #[test]
+    fn a_variable_is_text_even_when_it_looks_like_a_number() {
+        let variables = |all: &[(&str, &str)]| {
+            all.iter()
+                .map(|(name, value)| ((*name).to_owned(), Ok((*value).to_owned())))
+                .collect::<Vec<_>>()
+        };
+        let read = |all| {
+            combine::<AgentConfig>(
+                None::<figment::providers::Data<Toml>>,
+                variables(all).into_iter(),
+                AgentConfig::default(),
+            )
+        };
+        let config = read(&[
+            ("agent_id", "7"),
+            ("replica", "0"),
+            ("token", "123456789012345678901234567890"),
+            ("platform", "true"),
+            ("region", "[eu]"),
+            ("max_sessions", "5"),
+            ("cpu", "2"),
+            ("labels", "[\"a=b\", \"c=d\"]"),
+        ])
+        .unwrap();
+        assert_eq!(config.agent_id.unwrap().as_str(), "7");
+        assert_eq!(config.replica.unwrap().as_str(), "0");
+        assert_eq!(config.token.as_deref(), Some("123456789012345678901234567890"));
+        assert_eq!(config.platform.as_deref(), Some("true"));
+        assert_eq!(config.region.as_deref(), Some("[eu]"));
+        assert_eq!((config.max_sessions, config.cpu.unwrap().0), (Some(5), 2_000));
+        assert_eq!(config.labels, ["a=b", "c=d"]);
+        let error = read(&[("max_sessions", "many")]).unwrap_err().to_string();
+        assert!(error.contains("REGENT_MAX_SESSIONS"), "{error}");
     }
 
     #[test]

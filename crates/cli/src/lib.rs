@@ -9,6 +9,8 @@ mod agent_config;
 mod args;
 mod config;
 mod dev;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hold;
 mod internal;
 mod lifeline;

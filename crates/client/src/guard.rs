@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use regent_types::lease::MAX_TTL_MS;
+
 /// By how much the rates of two clocks may differ, in percent.
 pub const RHO_PERCENT: u64 = 1;
 /// A keepalive is sent this many times within a TTL.
@@ -35,10 +37,11 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard that is not valid yet: nothing was acknowledged. The first keepalive is due at once.
+    /// A guard that is not valid yet: nothing was acknowledged. No TTL counts for more than the longest that there
+    /// is, whatever an answer says. The first keepalive is due at once.
     pub fn new(ttl_ms: u64) -> Self {
         Self {
-            ttl_ms,
+            ttl_ms: ttl_ms.min(MAX_TTL_MS),
             valid_until: 0,
             next_keepalive: 0,
             next_seq: 1,
@@ -66,8 +69,8 @@ impl Guard {
         let Some(sent_at) = self.sent.remove(&seq) else {
             return false;
         };
-        self.ttl_ms = ttl_ms;
-        let until = sent_at + hold_ms(ttl_ms);
+        self.ttl_ms = ttl_ms.min(MAX_TTL_MS);
+        let until = sent_at + hold_ms(self.ttl_ms);
         let longer = until > self.valid_until;
         self.valid_until = self.valid_until.max(until);
         longer
@@ -130,6 +133,16 @@ mod tests {
         assert!(!guard.acknowledged(second, 1_000));
         assert!(!guard.acknowledged(99, 1_000));
         assert_eq!(guard.valid_until(), 1_180);
+    }
+
+    /// The end of the guard overflowed: a panic, or without the check a guard that had ended long ago.
+    #[test]
+    fn no_ttl_is_longer_than_the_longest_lease() {
+        let mut guard = Guard::new(u64::MAX);
+        let seq = guard.sending(10_000);
+        assert!(guard.acknowledged(seq, u64::MAX));
+        assert_eq!(guard.valid_until(), 10_000 + hold_ms(MAX_TTL_MS));
+        assert_eq!(guard.next_keepalive(), 10_000 + MAX_TTL_MS / KEEPALIVES_PER_TTL);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub mod elector;
 pub mod error;
 mod events;
 mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 mod leases;
 pub mod page;

@@ -21,6 +21,8 @@ mod digest;
 mod error;
 mod folder;
 mod forming;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gather;
 mod identity;
 mod log;

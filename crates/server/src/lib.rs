@@ -12,6 +12,8 @@ mod activity;
 mod bootstrap;
 mod dispatch;
 mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http;
 mod ids;

@@ -23,6 +23,8 @@ pub mod event;
 mod events;
 #[doc(hidden)]
 pub mod faults;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod leases;
 pub mod limits;

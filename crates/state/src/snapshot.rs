@@ -24,7 +24,7 @@ pub const MAX_CHUNK: usize = 256 << 10;
 
 /// What is not in a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Header {
+pub(crate) struct Header {
     revision_base: u64,
     revision: Revision,
     now: u64,
@@ -35,7 +35,7 @@ struct Header {
 
 /// One record of a snapshot. Variants are only appended; [`ItemRef`] is its borrowed twin.
 #[derive(Deserialize)]
-enum Item {
+pub(crate) enum Item {
     Header(Header),
     Session(Arc<Session>),
     Agent(Arc<Agent>),
@@ -51,7 +51,7 @@ enum Item {
 }
 
 #[derive(Serialize)]
-enum ItemRef<'a> {
+pub(crate) enum ItemRef<'a> {
     Header(Header),
     Session(&'a Session),
     Agent(&'a Agent),
@@ -144,7 +144,7 @@ impl State {
 }
 
 /// Appends one item with its length before it; gives where the item itself begins.
-fn frame(buffer: &mut Vec<u8>, item: &ItemRef<'_>) -> usize {
+pub(crate) fn frame(buffer: &mut Vec<u8>, item: &ItemRef<'_>) -> usize {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; 4]);
     codec::append(buffer, item);
@@ -270,6 +270,11 @@ impl StateDecoder {
             )));
         }
         Ok(self.state)
+    }
+
+    /// The trailer with which what has come so far would be whole.
+    pub(crate) fn trailer_that_fits(&self) -> (u64, u64) {
+        (self.records, self.state.content_digest())
     }
 
     fn item(&mut self, item: Item) -> Result<(), CodecError> {

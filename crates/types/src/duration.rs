@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::problem::quoted;
+
 /// A duration in whole milliseconds, written as `1h30m`, `45s` or `250ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "30m"))]
@@ -50,7 +52,12 @@ impl fmt::Display for Span {
 impl FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a duration; write it like 30s, 5m, 1h30m or 250ms");
+        let bad = || {
+            format!(
+                "{} is not a duration; write it like 30s, 5m, 1h30m or 250ms",
+                quoted(text)
+            )
+        };
         let mut rest = text.trim();
         if rest == "0" {
             return Ok(Self(0));

@@ -3,10 +3,13 @@
 //! Unknown types and fields are ignored (the gateway counts them). Fields of StreamSpace's agents
 //! may stand beside `type` in place of a payload.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::agent::Capacity;
+use crate::problem::cut;
 use crate::session::SessionState;
 use crate::{ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, SessionName, Time, Token};
 
@@ -410,6 +413,24 @@ pub enum FrameError {
     },
 }
 
+/// Most bytes of what an error says: it quotes the frame, and ends up in logs and close frames.
+const MAX_ERROR: usize = 1_000;
+
+impl FrameError {
+    fn not_a_frame(why: &dyn fmt::Display) -> Self {
+        let mut why = why.to_string();
+        cut(&mut why, MAX_ERROR);
+        Self::NotAFrame(why)
+    }
+
+    fn payload(mut kind: String, why: &dyn fmt::Display) -> Self {
+        let mut reason = why.to_string();
+        cut(&mut kind, MAX_ERROR);
+        cut(&mut reason, MAX_ERROR);
+        Self::Payload { kind, reason }
+    }
+}
+
 const KNOWN: [&str; 11] = [
     "hello",
     "heartbeat",
@@ -424,23 +445,33 @@ const KNOWN: [&str; 11] = [
     "lease_release",
 ];
 
+const KNOWN_OF_SERVER: [&str; 10] = [
+    "welcome",
+    "command",
+    "superseded",
+    "lease_granted",
+    "lease_lost",
+    "lease_refused",
+    "lease_observed",
+    "lease_renewed",
+    "ping",
+    "shutdown",
+];
+
 impl AgentFrame {
     /// Reads a text frame from an agent, StreamSpace's spellings included.
     pub fn parse(text: &str) -> Result<Incoming, FrameError> {
         let mut object: Map<String, Value> =
-            serde_json::from_str(text).map_err(|e| FrameError::NotAFrame(e.to_string()))?;
+            serde_json::from_str(text).map_err(|error| FrameError::not_a_frame(&error))?;
         let Some(Value::String(mut kind)) = object.remove("type") else {
-            return Err(FrameError::NotAFrame("there is no \"type\"".to_owned()));
+            return Err(FrameError::not_a_frame(&"there is no \"type\""));
         };
         // The timestamp is read only to be lenient about it: nothing depends on an agent's clock.
         if let Some(timestamp) = object.remove("timestamp")
             && !timestamp.is_null()
             && let Err(error) = serde_json::from_value::<Time>(timestamp)
         {
-            return Err(FrameError::Payload {
-                kind,
-                reason: error.to_string(),
-            });
+            return Err(FrameError::payload(kind, &error));
         }
         if kind == "command_error" {
             "failed".clone_into(&mut kind);
@@ -450,15 +481,14 @@ impl AgentFrame {
         }
         let payload = match object.remove("payload") {
             None | Some(Value::Null) => Value::Object(object),
-            Some(payload) => payload,
+            // serde would take an array for the fields in their order.
+            Some(payload @ Value::Object(_)) => payload,
+            Some(_) => return Err(FrameError::payload(kind, &"the payload is no JSON object")),
         };
         let tagged = serde_json::json!({ "type": kind, "payload": payload });
         serde_json::from_value(tagged)
             .map(Incoming::Frame)
-            .map_err(|e| FrameError::Payload {
-                kind,
-                reason: e.to_string(),
-            })
+            .map_err(|error| FrameError::payload(kind, &error))
     }
 
     /// Writes the frame, with a timestamp.
@@ -470,18 +500,16 @@ impl AgentFrame {
 impl ServerFrame {
     /// Reads a text frame from the control plane; `None` for a type that is not known.
     pub fn parse(text: &str) -> Result<Option<Self>, FrameError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| FrameError::NotAFrame(e.to_string()))?;
+        let value: Value = serde_json::from_str(text).map_err(|error| FrameError::not_a_frame(&error))?;
         let Some(kind) = value.get("type").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(FrameError::NotAFrame("there is no \"type\"".to_owned()));
+            return Err(FrameError::not_a_frame(&"there is no \"type\""));
         };
-        match serde_json::from_value(value) {
-            Ok(frame) => Ok(Some(frame)),
-            Err(error) if error.to_string().contains("unknown variant") => Ok(None),
-            Err(error) => Err(FrameError::Payload {
-                kind,
-                reason: error.to_string(),
-            }),
+        if !KNOWN_OF_SERVER.contains(&kind.as_str()) {
+            return Ok(None);
         }
+        serde_json::from_value(value)
+            .map(Some)
+            .map_err(|error| FrameError::payload(kind, &error))
     }
 
     /// Writes the frame; agents of StreamSpace get no timestamp (`None`).
@@ -550,6 +578,40 @@ mod tests {
         assert!(AgentFrame::parse("[]").is_err());
         assert!(AgentFrame::parse("{\"type\":\"ack\"}\n{\"type\":\"ack\"}").is_err());
         assert_eq!(ServerFrame::parse(r#"{"type":"later","payload":{}}"#), Ok(None));
+    }
+
+    /// An array was taken for the fields in their order, as in bodies.
+    #[test]
+    fn a_payload_is_an_object() {
+        for payload in [r#"["c1",1]"#, "[]", "1", "\"c1\""] {
+            let text = format!(r#"{{"type":"ack","payload":{payload}}}"#);
+            assert!(AgentFrame::parse(&text).is_err(), "{payload}");
+        }
+    }
+
+    /// A word that was not known deep in the payload made the whole frame one of an unknown type.
+    #[test]
+    fn a_refusal_with_an_unknown_code_is_broken_and_not_of_an_unknown_type() {
+        let text = r#"{"type":"lease_refused","payload":{"name":"jobs","code":"later","detail":"d"}}"#;
+        assert!(matches!(
+            ServerFrame::parse(text),
+            Err(FrameError::Payload { kind, .. }) if kind == "lease_refused"
+        ));
+    }
+
+    /// The error quoted all of a frame of a megabyte, once in the log and once in the close frame.
+    #[test]
+    fn an_error_is_short_however_long_the_frame() {
+        let long = "x".repeat(MAX_FRAME / 2);
+        for text in [
+            format!(r#"{{"type":"ack","payload":{{"commandId":"c","run":"{long}"}}}}"#),
+            format!(r#"{{"type":"heartbeat","timestamp":"{long}"}}"#),
+            format!(r#"{{"type":"heartbeat","payload":{{"capacity":{{"cpu":"{long}"}}}}}}"#),
+        ] {
+            let error = AgentFrame::parse(&text).unwrap_err().to_string();
+            assert!(error.len() < 2_000, "{} bytes", error.len());
+            assert!(error.contains("[...]"), "{error}");
+        }
     }
 
     #[test]

@@ -210,6 +210,23 @@ impl Problem {
     }
 }
 
+/// Shortens a text that may quote what it complains of to `max` bytes at most, and says so.
+pub fn cut(text: &mut String, max: usize) {
+    const MORE: &str = " [...]";
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max.saturating_sub(MORE.len())));
+        text.push_str(MORE);
+    }
+}
+
+/// A text in quotes, for the one who wrote it to know which is meant: cut to 80 characters, as it may be of any length.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?} [...]", &text[..end]),
+    }
+}
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({}): {}", self.title, self.code.as_str(), self.detail)?;

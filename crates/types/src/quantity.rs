@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::problem::quoted;
+
 /// CPU in thousandths of a core: `500m`, `2`, `1.5`, `64 cores`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, example = "500m"))]
@@ -43,7 +45,8 @@ fn thousandths(text: &str) -> Option<(u128, &str)> {
         .unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || whole.len() > 18 || fraction.len() > 9 || fraction.contains('.') {
+    // As many digits as the largest amount is written with; with the largest unit it is far from overflowing.
+    if whole.is_empty() || whole.len() > 20 || fraction.len() > 9 || fraction.contains('.') {
         return None;
     }
     let mut value = whole.parse::<u128>().ok()? * 1000;
@@ -68,9 +71,12 @@ impl FromStr for Cpu {
             };
             u64::try_from(milli).ok()
         };
-        parse()
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is not an amount of CPU; write it like 500m, 2 or 1.5"))
+        parse().map(Self).ok_or_else(|| {
+            format!(
+                "{} is not an amount of CPU; write it like 500m, 2 or 1.5",
+                quoted(text)
+            )
+        })
     }
 }
 
@@ -82,9 +88,12 @@ impl FromStr for Memory {
             let size = MEMORY_UNITS.iter().find(|(name, _)| *name == unit)?.1;
             u64::try_from((value * u128::from(size)).div_ceil(1000)).ok()
         };
-        parse()
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is not an amount of memory; write it like 512Mi, 2Gi or 1500M"))
+        parse().map(Self).ok_or_else(|| {
+            format!(
+                "{} is not an amount of memory; write it like 512Mi, 2Gi or 1500M",
+                quoted(text)
+            )
+        })
     }
 }
 
@@ -179,6 +188,32 @@ mod tests {
         }
         assert_eq!(serde_json::from_str::<Cpu>("2").unwrap(), Cpu(2000));
         assert_eq!(Memory(3 << 29).to_string(), "1536Mi");
+    }
+
+    /// The largest amounts were written with more digits than are read: an agent that told such a capacity broke every
+    /// list of agents.
+    #[test]
+    fn every_amount_is_read_back() {
+        for n in [
+            u64::MAX,
+            u64::MAX - 1,
+            u64::MAX / 1000 * 1000,
+            1_767_225_225_600_000_250,
+        ] {
+            assert_eq!(Cpu(n).to_string().parse(), Ok(Cpu(n)));
+            assert_eq!(Memory(n).to_string().parse(), Ok(Memory(n)));
+        }
+        assert_eq!("1767225225600000.25".parse(), Ok(Cpu(1_767_225_225_600_000_250)));
+    }
+
+    /// A body's worth of digits came back in the refusal, and in the log of whoever reads it.
+    #[test]
+    fn a_refusal_quotes_no_more_than_it_must() {
+        let long = "9".repeat(1 << 20);
+        assert!(long.parse::<Cpu>().unwrap_err().len() < 200);
+        assert!(long.parse::<Memory>().unwrap_err().len() < 200);
+        assert!(long.parse::<crate::duration::Span>().unwrap_err().len() < 200);
+        assert!(long.parse::<crate::Time>().unwrap_err().len() < 600);
     }
 
     #[test]

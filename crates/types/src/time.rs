@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::problem::{cut, quoted};
+
 /// A point in time, in milliseconds since the Unix epoch.
 ///
 /// Written as RFC 3339 in UTC with milliseconds. Read as RFC 3339, or as a number of Unix seconds
@@ -15,6 +17,9 @@ pub struct Time(pub u64);
 /// Numbers from here on are milliseconds, below it seconds (1e11 s is the year 5138).
 const MILLIS_FROM: u64 = 100_000_000_000;
 
+/// Most bytes of what an error says: it quotes the text.
+const MAX_ERROR: usize = 500;
+
 impl Time {
     /// Milliseconds since the Unix epoch.
     pub fn millis(self) -> u64 {
@@ -24,22 +29,22 @@ impl Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match i64::try_from(self.0)
+        let timestamp = i64::try_from(self.0)
             .ok()
-            .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        {
-            Some(timestamp) => write!(f, "{timestamp:.3}"),
-            None => f.write_str("9999-12-31T23:59:59.999Z"),
-        }
+            .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        // What is later than the last time that can be read is written as that one.
+        write!(f, "{:.3}", timestamp.unwrap_or(jiff::Timestamp::MAX))
     }
 }
 
 impl std::str::FromStr for Time {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let timestamp: jiff::Timestamp = text
-            .parse()
-            .map_err(|e| format!("{text:?} is not an RFC 3339 time: {e}"))?;
+        let timestamp: jiff::Timestamp = text.parse().map_err(|error| {
+            let mut why = format!("{} is not an RFC 3339 time: {error}", quoted(text));
+            cut(&mut why, MAX_ERROR);
+            why
+        })?;
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
     }
 }
@@ -95,6 +100,17 @@ impl<'de> Deserialize<'de> for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A time beyond the last one was written as the end of the year 9999, which nobody could read back: one such
+    /// record broke every list that it was in.
+    #[test]
+    fn a_time_too_late_to_be_written_is_the_last_one() {
+        for ms in [253_402_207_200_999, 253_402_207_201_000, u64::MAX] {
+            let text = Time(ms).to_string();
+            assert_eq!(text, "9999-12-30T22:00:00.999Z");
+            assert_eq!(text.parse::<Time>().unwrap(), Time(253_402_207_200_999));
+        }
+    }
 
     #[test]
     fn reads_text_seconds_and_milliseconds_and_writes_text() {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use regent_types::problem::quoted;
 use regent_types::template::{ManifestMount, ManifestPort, ManifestSecurity, ManifestToleration};
 use regent_types::{AgentId, ClusterId, SessionName, TemplateName, Token, UserName};
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,7 @@ impl std::str::FromStr for RuntimeKind {
         [Self::Process, Self::Docker, Self::Kubernetes]
             .into_iter()
             .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| format!("unknown runtime {text:?}: process, docker or kubernetes"))
+            .ok_or_else(|| format!("unknown runtime {}: process, docker or kubernetes", quoted(text)))
     }
 }
 

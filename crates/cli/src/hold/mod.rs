@@ -10,6 +10,7 @@
 //! asked others to do, and a watchdog and a `hold` that are frozen together are not covered: that is what
 //! the token is for (docs/elections.md).
 
+pub(crate) mod fuzzing;
 mod group;
 mod holder;
 mod plan;

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use super::{LogError, Promise, record};
 
 /// Distance of the two slots: a disk sector, so that one torn write cannot touch both.
-const SLOT: usize = 512;
+pub(super) const SLOT: usize = 512;
 
 /// The open watermark file. `T` is what the engine notes in it: the promise, or a little more.
 #[derive(Debug)]
@@ -115,7 +115,10 @@ impl<T: Serialize + DeserializeOwned> Mark<T> {
 fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
     let (len, rest) = slot.split_first_chunk()?;
     let value = rest.get(..usize::from(u16::from_le_bytes(*len)))?;
-    record::decode_value(value).ok()
+    // After the last number none could follow: nothing ever wrote it.
+    record::decode_value(value)
+        .ok()
+        .filter(|(sequence, _)| *sequence < u64::MAX)
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -144,6 +147,19 @@ mod tests {
             }),
             vote: None,
         }
+    }
+
+    #[test]
+    fn a_slot_with_the_last_of_all_numbers_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        let value = record::encode_value(&(u64::MAX, promise(1)));
+        let len = u16::try_from(value.len()).unwrap();
+        std::fs::write(&path, [&len.to_le_bytes()[..], &value].concat()).unwrap();
+        assert!(matches!(
+            Mark::<Promise>::open(&path),
+            Err(LogError::Damaged { .. })
+        ));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! keeps a [`Promise`], a lower bound of what was synced, outside of sled (see [`mark`]).
 
 mod choice;
+pub(crate) mod fuzzing;
 mod mark;
 mod memory;
 mod record;

@@ -15,8 +15,8 @@ const ENTRY_VERSION: u8 = 1;
 /// Version of the small values.
 const VALUE_VERSION: u8 = 1;
 
-const CHECKSUM: std::ops::Range<usize> = 1..5;
-const BODY: usize = 5;
+pub(super) const CHECKSUM: std::ops::Range<usize> = 1..5;
+pub(super) const BODY: usize = 5;
 const KIND: usize = 29;
 const PAYLOAD: usize = 30;
 

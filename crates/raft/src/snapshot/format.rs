@@ -30,7 +30,7 @@ pub(super) const VERSION: u16 = 2;
 /// The first layout, still read.
 const VERSION_1: u16 = 1;
 
-const MAGIC: &[u8; 8] = b"RGNTSNAP";
+pub(super) const MAGIC: &[u8; 8] = b"RGNTSNAP";
 /// Largest body of the header: a membership of thousands of nodes is below it. Guards the reader.
 const MAX_HEADER: u32 = 1024 * 1024;
 /// Largest frame, packed or not, in bytes; the state gives pieces of 256 KiB. Guards the reader.
@@ -40,7 +40,7 @@ const LEVEL: i32 = 1;
 
 /// What a snapshot says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Base of the revisions in the state.
     pub(super) revision_base: u64,
     /// The last entry that the state contains.
@@ -59,7 +59,7 @@ struct HeaderV1 {
 
 impl Header {
     /// The same as openraft wants it.
-    pub(super) fn meta(&self) -> SnapshotMeta {
+    pub(crate) fn meta(&self) -> SnapshotMeta {
         SnapshotMeta {
             last_log_id: self.last,
             last_membership: self.membership.clone(),
@@ -68,7 +68,7 @@ impl Header {
 }
 
 /// Writes a snapshot of `state`.
-pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> io::Result<()> {
+pub(crate) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> io::Result<()> {
     let header = Header {
         revision_base: state.revision_base(),
         last: meta.last_log_id,
@@ -111,7 +111,7 @@ pub(super) fn write(output: impl Write, state: &State, meta: &SnapshotMeta) -> i
 }
 
 /// Reads and checks a whole snapshot.
-pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State), SnapshotError> {
+pub(crate) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State), SnapshotError> {
     let mut input = Input::new(path, input);
     let header = input.header()?;
     let mut decoder = StateDecoder::new();
@@ -141,13 +141,13 @@ pub(super) fn read(path: &Path, input: &mut impl Read) -> Result<(Header, State)
 }
 
 /// Checks that every byte of a snapshot is what was written, without making a state of it.
-pub(super) fn check(path: &Path, input: &mut impl Read) -> Result<(), SnapshotError> {
+pub(crate) fn check(path: &Path, input: &mut impl Read) -> Result<(), SnapshotError> {
     let mut input = Input::new(path, input);
     input.header()?;
     input.frames(|_, _, _, _| Ok(()))
 }
 
-fn header_checksum(version: u16, body: &[u8]) -> u32 {
+pub(super) fn header_checksum(version: u16, body: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&version.to_le_bytes());
     sum.update(&(body.len() as u64).to_le_bytes());

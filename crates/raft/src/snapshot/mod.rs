@@ -6,7 +6,8 @@
 //! about, [`store`] keeps the newest ones and finds the one to start from.
 
 mod file;
-mod format;
+pub(crate) mod format;
+pub(crate) mod fuzzing;
 mod store;
 
 #[cfg(test)]

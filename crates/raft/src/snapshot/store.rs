@@ -239,7 +239,11 @@ pub(super) fn load(path: &Path) -> Result<(format::Header, State), SnapshotError
 /// The file's name; names sort as log ids do.
 fn name(last: Option<LogId>) -> String {
     let (next, term, node) = last.map_or((0, 0, 0), |last| {
-        (last.index + 1, last.leader_id.term, last.leader_id.node_id)
+        (
+            last.index.saturating_add(1),
+            last.leader_id.term,
+            last.leader_id.node_id,
+        )
     });
     format!("{next:020}-{term:020}-{node:020}.{SNAPSHOT}")
 }

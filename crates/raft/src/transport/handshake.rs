@@ -66,7 +66,7 @@ impl Hello {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Challenge {
+pub(crate) struct Challenge {
     node: u64,
     incarnation: Incarnation,
     nonce: Nonce,
@@ -74,14 +74,14 @@ struct Challenge {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum ServerReply {
+pub(crate) enum ServerReply {
     Challenge(Challenge),
     /// The only thing said to a peer that has not proven itself.
     Protocol(u8),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Answer {
+pub(crate) struct Answer {
     proof: Proof,
     members: String,
 }

@@ -33,6 +33,8 @@ pub(super) const HELLO_WITHIN_MS: u64 = 2_000;
 const V2: u32 = 2;
 /// StreamSpace's agents send a heartbeat every 30 s, some late: their stale time is at least this.
 const V2_STALE_MS: u64 = 45_000;
+/// Bytes of what `hello` says of the runtime: it is kept with the agent, and compared at each connection.
+const MAX_RUNTIME_ID: usize = 512;
 /// Unreadable frames without a readable one in between, before the connection is closed: an agent that
 /// cannot be understood any more is better off reconnecting.
 const MAX_MALFORMED: u32 = 20;
@@ -313,6 +315,13 @@ impl Connection {
     }
 
     fn join(&mut self, hello: Hello) {
+        if hello.runtime_id.len() > MAX_RUNTIME_ID {
+            let reason = format!(
+                "runtimeId has {} bytes, at most {MAX_RUNTIME_ID} are kept",
+                hello.runtime_id.len()
+            );
+            return self.close(CLOSE_POLICY, reason);
+        }
         // The query named it when the socket was opened; `hello` may be the only place that does.
         if let Some(replica) = hello.replica
             && self.identity.replica.as_str().is_empty()

@@ -6,6 +6,7 @@
 
 mod connection;
 pub(crate) mod cutoff;
+pub(crate) mod fuzzing;
 mod lanes;
 mod payload;
 mod registry;

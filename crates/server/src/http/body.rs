@@ -7,7 +7,9 @@ use axum::http::{HeaderMap, Request, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use regent_types::{Code, Problem};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::problem::{Failure, Result};
 
@@ -72,13 +74,41 @@ fn too_large() -> Failure {
 }
 
 /// Parses a body that must be there.
-pub(super) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
+pub(super) fn parse<T: Serialize + DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
     check_content_type(headers)?;
     // serde would read an array as the fields of a struct in their order, which no schema promises.
     if body.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Failure::field("body", "must be a JSON object, not an array"));
+        return Err(not_an_array("body"));
     }
-    serde_json::from_slice(body).or_else(|_| explain(body))
+    let value = serde_json::from_slice(body).or_else(|_| explain(body))?;
+    // Within a body arrays are common, but few bodies have any.
+    if body.contains(&b'[')
+        && let (Ok(given), Ok(taken)) = (serde_json::from_slice(body), serde_json::to_value(&value))
+        && let Some(field) = array_for_object(&given, &taken)
+    {
+        return Err(not_an_array(field.trim_start_matches('.')));
+    }
+    Ok(value)
+}
+
+fn not_an_array(field: &str) -> Failure {
+    Failure::field(field, "must be a JSON object, not an array")
+}
+
+/// The path to an array that was taken for an object: what was read has an object there.
+fn array_for_object(given: &Value, taken: &Value) -> Option<String> {
+    match (given, taken) {
+        (Value::Array(_), Value::Object(_)) => Some(String::new()),
+        (Value::Array(given), Value::Array(taken)) => given
+            .iter()
+            .zip(taken)
+            .enumerate()
+            .find_map(|(n, (given, taken))| Some(format!("[{n}]{}", array_for_object(given, taken)?))),
+        (Value::Object(given), Value::Object(taken)) => given
+            .iter()
+            .find_map(|(name, given)| Some(format!(".{name}{}", array_for_object(given, taken.get(name)?)?))),
+        _ => None,
+    }
 }
 
 /// Parses again and keeps track of where: it costs half as much again, so only what is wrong pays it.
@@ -99,7 +129,10 @@ fn explain<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
 }
 
 /// Parses a body that may be missing: then the default.
-pub(super) fn parse_optional<T: DeserializeOwned + Default>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
+pub(super) fn parse_optional<T: Serialize + DeserializeOwned + Default>(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<T> {
     if body.is_empty() {
         Ok(T::default())
     } else {
@@ -189,6 +222,22 @@ mod tests {
         for body in ["[]", r#"["admin","demo",{},false,null,null,[],{},"reject"]"#] {
             assert!(refused(body).contains("not an array"), "{body}");
         }
+    }
+
+    /// The same further within: `"resources": ["1Gi"]` asked for memory.
+    #[test]
+    fn an_array_within_is_no_object_either() {
+        let text = refused(r#"{"template":"demo","resources":["1Gi","2"]}"#);
+        assert!(
+            text.contains("\"resources\"") && text.contains("not an array"),
+            "{text}"
+        );
+        let manifest = r#"{"metadata":{"name":"t"},"spec":{"command":["a"],"env":[{"name":"A"},["B","c"]]}}"#;
+        let refused = parse::<regent_types::template::Manifest>(&HeaderMap::new(), manifest.as_bytes());
+        let text = format!("{:?}", refused.unwrap_err());
+        assert!(text.contains("spec.env[1]"), "{text}");
+        let free = r#"{"agentId":"a","metadata":{"a":[[1],{"b":[]}]},"labels":{}}"#;
+        parse::<regent_types::agent::RegisterAgent>(&HeaderMap::new(), free.as_bytes()).unwrap();
     }
 
     #[test]

@@ -17,6 +17,7 @@ use regent_raft::{Proposed, ReadError, View};
 use regent_state::record::Role;
 use regent_state::{Caller, Idempotency, Operation, Outcome, Rejection, Request as Proposal, State};
 use regent_types::{AgentId, Code, Principal, Revision, TokenId, UserName};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -281,35 +282,18 @@ impl FromRequest<Service> for Writing {
 
 impl Writing {
     /// The body.
-    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T> {
+    pub(super) fn json<T: Serialize + DeserializeOwned>(&self) -> Result<T> {
         body::parse(&self.headers, &self.body)
     }
 
     /// The body, or the default when there is none.
-    pub(super) fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T> {
+    pub(super) fn json_or_default<T: Serialize + DeserializeOwned + Default>(&self) -> Result<T> {
         body::parse_optional(&self.headers, &self.body)
     }
 
     /// The revision that `If-Match` names; `None` when it is absent or `*`.
     pub(super) fn if_match(&self) -> Result<Option<Revision>> {
-        let Some(value) = self.headers.get(header::IF_MATCH) else {
-            return Ok(None);
-        };
-        let text = value.to_str().unwrap_or_default().trim();
-        if text == "*" {
-            return Ok(None);
-        }
-        let tag = text.strip_prefix("W/").unwrap_or(text);
-        let tag = tag
-            .strip_prefix('"')
-            .and_then(|tag| tag.strip_suffix('"'))
-            .unwrap_or(tag);
-        tag.parse().map(Some).map_err(|_| {
-            Failure::field(
-                "If-Match",
-                "must be the ETag of an earlier answer, such as \"42\", or *",
-            )
-        })
+        revision_of(&self.headers)
     }
 
     /// Writes in the caller's name and gives the outcome with its revision and whether it is the
@@ -371,6 +355,28 @@ impl Done {
         Failure::internal("the operation was done, but its outcome is not of the expected kind")
             .at(self.revision)
     }
+}
+
+/// The revision that `If-Match` names; `None` when it is absent or `*`.
+pub(super) fn revision_of(headers: &HeaderMap) -> Result<Option<Revision>> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let tag = text.strip_prefix("W/").unwrap_or(text);
+    let tag = tag
+        .strip_prefix('"')
+        .and_then(|tag| tag.strip_suffix('"'))
+        .unwrap_or(tag);
+    tag.parse().map(Some).map_err(|_| {
+        Failure::field(
+            "If-Match",
+            "must be the ETag of an earlier answer, such as \"42\", or *",
+        )
+    })
 }
 
 #[cfg(test)]

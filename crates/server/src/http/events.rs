@@ -104,7 +104,7 @@ pub(super) async fn of_lease(
     stream_after(reading, after, read, Selection::Lease(name)).await
 }
 
-fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("last-event-id")?.to_str().unwrap_or("?");
     (!id.is_empty()).then_some(id)
 }
@@ -183,7 +183,7 @@ fn is_pruned(floor: EventId, seen: EventId) -> bool {
     seen.next() < floor
 }
 
-fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
+pub(super) fn parse_kinds(text: &str) -> Result<BTreeSet<String>> {
     let known = view::all_kinds();
     let kinds: BTreeSet<String> = text.split(',').map(|kind| kind.trim().to_owned()).collect();
     for kind in &kinds {

@@ -21,6 +21,9 @@ const MAX_LABELS: usize = 64;
 const MAX_WORD_BYTES: usize = 256;
 /// Bytes of free JSON: metadata of an agent, payload of a command.
 const MAX_JSON_BYTES: usize = 64 << 10;
+/// Levels of free JSON. It is shown within lists and events and sent within frames, and our own decoders, like many
+/// others, read no more than 127 levels in all.
+pub(crate) const MAX_JSON_LEVELS: usize = 100;
 /// Longest duration: a year. Keeps sums of times far from overflowing.
 const MAX_SPAN_MS: u64 = 366 * 86_400_000;
 /// Most CPU in thousandths: a million cores. Sums over all sessions stay far below overflow.
@@ -139,6 +142,12 @@ pub(super) fn json(field: &str, value: &Value) -> Result<String> {
     if value.is_null() {
         return Ok(String::new());
     }
+    if !is_shallow(value) {
+        return Err(Failure::field(
+            field,
+            format!("at most {MAX_JSON_LEVELS} levels of JSON"),
+        ));
+    }
     let text = value.to_string();
     if text.len() > MAX_JSON_BYTES {
         return Err(Failure::field(
@@ -149,10 +158,34 @@ pub(super) fn json(field: &str, value: &Value) -> Result<String> {
     Ok(text)
 }
 
+/// Whether it has no more than [`MAX_JSON_LEVELS`].
+pub(crate) fn is_shallow(value: &Value) -> bool {
+    fn within(value: &Value, levels: usize) -> bool {
+        match value {
+            Value::Array(values) => levels > 0 && values.iter().all(|value| within(value, levels - 1)),
+            Value::Object(fields) => levels > 0 && fields.values().all(|value| within(value, levels - 1)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        }
+    }
+    within(value, MAX_JSON_LEVELS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use regent_types::{Cpu, Memory};
+
+    /// A payload as deep as a body may be could be read nowhere any more: not in the list of commands, not in an
+    /// event, and not by the agent, which ignored the frame until the command failed.
+    #[test]
+    fn json_is_kept_only_as_deep_as_it_can_be_shown() {
+        let nested =
+            |levels: usize| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+        let kept = json("payload", &nested(MAX_JSON_LEVELS)).unwrap();
+        let shown = format!(r#"{{"type":"command","payload":{{"payload":{kept}}}}}"#);
+        assert!(serde_json::from_str::<Value>(&shown).is_ok());
+        assert!(json("payload", &nested(MAX_JSON_LEVELS + 1)).is_err());
+    }
 
     #[test]
     fn a_tag_may_have_256_bytes_and_not_more() {

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use regent_raft::{ProposeError, ReadError};
 use regent_state::{Noun, Rejection};
+use regent_types::problem::cut;
 use regent_types::{Code, NodeId, Problem, Revision};
 use serde_json::json;
 
@@ -22,6 +23,9 @@ const RETRY_AFTER_QUORUM: u64 = 2;
 const RETRY_AFTER_BUSY: u64 = 1;
 /// Seconds after which a caller may try again when no agent had room, or one's queue was full.
 const RETRY_AFTER_AGENTS: u64 = 5;
+
+/// Most bytes of each text of a refusal: it quotes what it refuses, which may be a whole body.
+const MAX_TEXT: usize = 1_000;
 
 /// A request that was not done, or may not have been.
 #[derive(Debug)]
@@ -73,6 +77,11 @@ impl Failure {
         failure
     }
 
+    /// What is answered.
+    pub(super) fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
     /// The revision that decided it, for `X-Regent-Index`.
     pub(crate) fn at(mut self, revision: Revision) -> Self {
         self.revision = Some(revision);
@@ -81,7 +90,12 @@ impl Failure {
 }
 
 impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
+    fn from(mut problem: Problem) -> Self {
+        cut(&mut problem.detail, MAX_TEXT);
+        for error in &mut problem.fields {
+            cut(&mut error.field, MAX_TEXT);
+            cut(&mut error.message, MAX_TEXT);
+        }
         Self {
             problem: Box::new(problem),
             retry_after: None,

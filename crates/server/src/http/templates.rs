@@ -141,16 +141,8 @@ async fn put_manifest(
     if_match: Option<Revision>,
 ) -> Result<Response> {
     writing.caller.require(Role::Operator, "changing templates")?;
-    check(manifest)?;
+    let text = text_of(manifest)?;
     let (cpu, memory) = limits::resources("spec.defaultResources", &manifest.spec.default_resources)?;
-    let text = serde_json::to_string(manifest)
-        .map_err(|error| Failure::internal(format!("the manifest cannot be written: {error}")))?;
-    if text.len() > MAX_MANIFEST_BYTES {
-        return Err(Failure::field(
-            "body",
-            format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes"),
-        ));
-    }
     let operation = Operation::PutTemplate {
         name: manifest.metadata.name.clone(),
         manifest: text,
@@ -183,6 +175,20 @@ pub(super) async fn delete(
 ) -> Result<Response> {
     let done = writing.propose(Operation::DeleteTemplate { name }).await?;
     Ok(reply::nothing(done.revision))
+}
+
+/// The text of a manifest as it is kept, once it is checked.
+pub(super) fn text_of(manifest: &Manifest) -> Result<String> {
+    check(manifest)?;
+    let text = serde_json::to_string(manifest)
+        .map_err(|error| Failure::internal(format!("the manifest cannot be written: {error}")))?;
+    if text.len() > MAX_MANIFEST_BYTES {
+        return Err(Failure::field(
+            "body",
+            format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes"),
+        ));
+    }
+    Ok(text)
 }
 
 /// What a runtime could not start, or would have to guess, is refused here with the field's name.

@@ -41,6 +41,7 @@ mod scan;
 pub mod shim;
 
 use engine::{Engine, Launched};
+pub(crate) use layout::{Ended, Launch, Running};
 
 /// Events that a slow reader may fall behind before it is told to look for itself: more than sessions
 /// that could end at once on one machine.

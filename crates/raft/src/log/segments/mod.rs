@@ -16,6 +16,7 @@
 mod current;
 mod files;
 mod frame;
+pub(super) mod fuzzing;
 mod index;
 mod recover;
 #[cfg(test)]

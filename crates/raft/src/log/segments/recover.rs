@@ -20,6 +20,9 @@ use super::frame::{self, ALIGN, FRAME, FrameHeader, Header, Item, PAGE};
 use super::index::{Index, Location};
 use super::{LogError, View};
 
+/// No log gets as far with its indexes and frames, and sums stay far from overflowing. Beyond it a number is damage that
+/// its checksum did not show.
+const MAX_NUMBER: u64 = 1 << 62;
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
 
@@ -157,7 +160,9 @@ impl Found {
         while at < body.len() {
             let (item, next) = frame::item(body, at).ok_or(at)?;
             let sound = match item {
-                Item::Base { first, next } if at == 0 && opens => self.base(first, next),
+                Item::Base { first, next } if at == 0 && opens => {
+                    first.max(next) <= MAX_NUMBER && self.base(first, next)
+                }
                 Item::Base { .. } => false,
                 _ if at == 0 && opens => false,
                 Item::Entry { index, record } => {
@@ -173,7 +178,7 @@ impl Found {
                 }
                 Item::Purge { below } => {
                     self.index.purge(below);
-                    true
+                    below <= MAX_NUMBER
                 }
             };
             if !sound {
@@ -212,7 +217,12 @@ fn read_header(file: &File, damaged: &impl Fn(String) -> LogError) -> Result<Hea
     let mut page = [0; PAGE];
     file.read_exact_at(&mut page, 0)
         .map_err(|error| damaged(format!("its first page cannot be read: {error}")))?;
-    Header::decode(&page).map_err(|error| damaged(error.to_string()))
+    let header = Header::decode(&page).map_err(|error| damaged(error.to_string()))?;
+    if header.first_frame > MAX_NUMBER {
+        let what = format!("it says that its first frame is number {}", header.first_frame);
+        return Err(damaged(what));
+    }
+    Ok(header)
 }
 
 /// Takes every good frame from the first on and returns where the last of them ends.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{CLOSE_TRY_LATER, Connection, Effect, Phase, V2};
 use crate::gateway::v2;
+use crate::http::limits::{MAX_JSON_LEVELS, is_shallow};
 
 /// Characters of a progress message that are kept.
 const MAX_PROGRESS: usize = 500;
@@ -55,7 +56,7 @@ impl Connection {
                         run: complete.run,
                         agent,
                         epoch,
-                        result: complete.result.to_string(),
+                        result: kept(&complete.result),
                         url,
                         metadata,
                     },
@@ -142,7 +143,7 @@ impl Connection {
         let metadata = if status.metadata.is_null() {
             String::new()
         } else {
-            status.metadata.to_string()
+            kept(&status.metadata)
         };
         let session = ReportedSession {
             name: status.session_id.clone(),
@@ -240,8 +241,17 @@ fn of_session(result: &Value) -> (Option<String>, Option<String>) {
     let metadata = result
         .get("metadata")
         .filter(|metadata| metadata.is_object())
-        .map(Value::to_string);
+        .map(kept);
     (url, metadata)
+}
+
+/// JSON of an agent's as the text that is kept, or a note in its place: what is nested too deeply could not be read in
+/// any list that shows it.
+fn kept(value: &Value) -> String {
+    if is_shallow(value) {
+        return value.to_string();
+    }
+    serde_json::json!({ "omitted": format!("more than {MAX_JSON_LEVELS} levels") }).to_string()
 }
 
 pub(super) fn running_session(session: RunningSession) -> ReportedSession {

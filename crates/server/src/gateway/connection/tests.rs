@@ -304,6 +304,50 @@ fn hello_is_welcomed_with_the_epoch_of_the_applied_connection() {
     assert_eq!(connection.epoch_to_leave(), Some(record.epoch));
 }
 
+/// It was kept whatever its length: a megabyte in the agent's record, in its events and in the refusal of the next one.
+#[test]
+fn a_runtime_id_that_is_too_long_to_be_kept_is_refused() {
+    let mut world = World::new();
+    let mut connection = world.connection();
+    let hello = HELLO.replace("\"r\"", &format!("{:?}", "r".repeat(1_000)));
+    world.text(&mut connection, &hello);
+    assert!(
+        world
+            .closed
+            .as_ref()
+            .is_some_and(|(code, reason)| *code == CLOSE_POLICY && reason.contains("runtimeId"))
+    );
+    assert_eq!(world.state.agent(&agent()).unwrap().runtime_id, "");
+}
+
+/// What an agent sends deeper than it can be shown in a list is kept as a note: one such result broke every list of
+/// commands.
+#[test]
+fn a_result_that_is_nested_too_deeply_is_kept_as_a_note() {
+    let mut world = World::new();
+    let mut connection = world.joined();
+    world.queue("c1");
+    world.settle(&mut connection);
+    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    let frame = format!(
+        r#"{{"type":"complete","payload":{{"commandId":"c1","run":1,"result":{{"metadata":{{"a":{deep}}}}}}}}}"#
+    );
+    world.text(
+        &mut connection,
+        r#"{"type":"ack","payload":{"commandId":"c1","run":1}}"#,
+    );
+    world.text(&mut connection, &frame);
+    let command = world
+        .state
+        .command(&CommandId::new("c1").unwrap())
+        .unwrap()
+        .clone();
+    let regent_state::record::CommandState::Completed { result, .. } = &command.state else {
+        panic!("{:?}", command.state)
+    };
+    assert!(result.contains("omitted"), "{result}");
+}
+
 #[test]
 fn a_command_is_sent_once_per_connection_and_only_after_it_was_applied() {
     let mut world = World::new();

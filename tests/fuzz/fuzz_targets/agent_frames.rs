@@ -1,0 +1,4 @@
+//! See `regent_decoders::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (regent_decoders::target("agent_frames").decode)(bytes));
