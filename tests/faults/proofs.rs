@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use regent_history::{forward, lease, register, retry};
+use regent_history::{fencing, forward, lease, register, retry};
 
 use crate::plan::{Nemesis, Plan, Round, Who};
 use crate::run::{Wish, run};
@@ -126,5 +126,19 @@ fn a_snapshot_that_drops_a_table_is_seen() {
         lease::CHECKER,
         vec![Nemesis::KillAll],
         Duration::from_millis(300),
+    );
+}
+
+#[test]
+fn a_report_over_a_connection_that_is_over_is_seen() {
+    // Shorter than a third of the stale time: a node that was away for longer closes its connections at once.
+    is_seen(
+        "epoch-unchecked",
+        fencing::CHECKER,
+        vec![
+            Nemesis::Freeze(vec![Who::Node(0)]),
+            Nemesis::Freeze(vec![Who::Node(1)]),
+        ],
+        Duration::from_millis(1_100),
     );
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regent_history::Violation;
+use regent_types::AgentId;
 use regent_types::session::SessionState;
 use tokio::task::JoinSet;
 
@@ -15,6 +16,7 @@ use crate::network::Network;
 use crate::plan::{Plan, Round};
 use crate::workload::leases::Leases;
 use crate::workload::registers::Registers;
+use crate::workload::reports::{self, Reports};
 use crate::workload::sessions::Sessions;
 use crate::workload::watches::Watches;
 use crate::workload::{Run, ended};
@@ -55,6 +57,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Records {
     pub(crate) registers: Arc<Registers>,
     pub(crate) leases: Arc<Leases>,
+    pub(crate) reports: Arc<Reports>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) watches: Arc<Watches>,
 }
@@ -107,6 +110,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     let records = Records {
         registers: Registers::new(&run).await,
         leases: Arc::default(),
+        reports: Reports::new(&run).await,
         sessions: Sessions::new(&run).await,
         watches: Arc::default(),
     };
@@ -115,6 +119,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     records.registers.spawn(&run, &mut clients);
     records.leases.spawn(&run, &mut clients);
     records.sessions.spawn(&run, &mut clients);
+    records.reports.spawn(&run, &mut clients);
     records.watches.spawn(&run, &mut clients);
 
     let mut violations = Vec::new();
@@ -214,6 +219,10 @@ async fn serves(run: &Run, records: &Records, node: usize) {
 /// Until everything that was asked for is done: all sessions are ended, and no command is open.
 async fn settle(cluster: &Cluster, run: &Run, records: &Records, violations: &mut Vec<Violation>) {
     let client = cluster.client(0);
+    // Nobody will ever answer its commands.
+    let _ = client
+        .delete_agent(&AgentId::new(reports::AGENT).unwrap(), true)
+        .await;
     let deadline = Instant::now() + SETTLED_WITHIN;
     loop {
         let sessions = client

@@ -22,6 +22,8 @@ pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
         all.push(lease::check(name, &lease.tenures));
         all.push(fencing::check(name, &lease.grants, &lease.accepted));
     }
+    let (grants, accepted) = records.reports.known();
+    all.push(fencing::check("the connection of an agent", &grants, &accepted));
     all.push(effects::once_in_order(&records.sessions.effects()));
     all.push(effects::one_at_a_time(&records.sessions.ran()));
     all.push(retry::check(

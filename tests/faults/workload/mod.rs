@@ -5,6 +5,7 @@
 
 pub(crate) mod leases;
 pub(crate) mod registers;
+pub(crate) mod reports;
 pub(crate) mod sessions;
 pub(crate) mod watches;
 
