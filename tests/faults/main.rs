@@ -36,7 +36,7 @@ use crate::plan::{Can, Plan, any_seed};
 use crate::run::{Wish, run};
 
 /// How long the run in CI lasts.
-const SHORT: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_mins(1);
 /// How long `just faults` lasts when nothing else is said.
 const LONG: Duration = Duration::from_mins(5);
 /// How soon after the last fault is healed every node must serve.

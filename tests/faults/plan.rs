@@ -161,16 +161,19 @@ impl Kind {
     /// What of the cluster it is about; two faults at once are about different things.
     fn layer(self) -> u8 {
         match self {
+            // Whether a node runs, and on what disk.
             Self::Kill
             | Self::KillAll
             | Self::Freeze
             | Self::Restart
             | Self::RollingRestart
-            | Self::Behind => 0,
+            | Self::Behind
+            | Self::SlowDisk
+            | Self::FailingSync
+            | Self::FullDisk => 0,
             Self::Transfers => 1,
             Self::Partition | Self::OneWay | Self::Bridge | Self::Flap | Self::CutAgent => 2,
             Self::Delay => 3,
-            Self::SlowDisk | Self::FailingSync | Self::FullDisk => 0,
             Self::ClockJump => 4,
             Self::KillAgent | Self::FreezeAgent | Self::RestartAgent => 5,
         }

@@ -57,7 +57,7 @@ impl Watches {
             loop {
                 let next = tokio::select! {
                     next = events.next() => next,
-                    () = run.rest(Duration::from_secs(3_600)) => return,
+                    () = run.rest(Duration::from_hours(1)) => return,
                 };
                 let Some(Ok(event)) = next else { break };
                 let (revision, number) = event.id.split_once('.').expect("an id has two parts");
