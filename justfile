@@ -41,7 +41,7 @@ fuzz TARGET="all" SECONDS="60":
     targets={{TARGET}}
     [ "$targets" != all ] || targets=$(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
     for target in $targets; do
-        # No small input may allocate much: 256 MiB at once is a fault, and so is a second for 64 KiB.
+        # No small input may allocate much or take long: 256 MiB at once is a fault, and so are 10 s for 64 KiB.
         cargo +nightly fuzz run --fuzz-dir tests/fuzz "$target" -- -max_total_time={{SECONDS}} \
             -max_len=65536 -timeout=10 -malloc_limit_mb=256 -print_final_stats=1
     done
