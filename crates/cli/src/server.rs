@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_server::{Options, Server};
+use regent_server::{Options, Server, SnapshotPolicy};
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -121,7 +121,9 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             .transpose()?,
         dev: config.dev,
         log_store: config.log_store.unwrap_or_default().into(),
-        in_memory: false,
+        memory: None,
+        snapshots: SnapshotPolicy::default(),
+        sockets: None,
         http_listener: None,
         peer_listener: None,
     })

@@ -29,5 +29,7 @@ mod server;
 mod service;
 mod waiting;
 
-pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, Options};
+pub use options::{
+    DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+};
 pub use server::{Error, Server};
