@@ -154,6 +154,11 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "STORE", value_enum, hide_possible_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_store: Option<LogStore>,
+    /// A snapshot is taken whenever so many entries were applied [default: 50000]. Fewer make a start shorter and
+    /// the log smaller, and cost the writing of the whole state each time.
+    #[arg(long, value_name = "ENTRIES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot_every: Option<std::num::NonZeroU64>,
     /// How often agents send a heartbeat [default: 10s].
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +196,7 @@ impl Settings for ServerConfig {
         "advertise-http",
         "advertise-peer",
         "log-store",
+        "snapshot-every",
         "heartbeat",
         "stale-after",
         "bootstrap-token-file",

@@ -23,6 +23,8 @@ const STALE_AFTER: Duration = Duration::from_secs(30);
 /// Runs the node.
 pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
+    #[cfg(feature = "faults")]
+    seed_fault()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
     let options = options(&config)?;
     let node = options.node;
@@ -43,6 +45,16 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => Err(anyhow::anyhow!("node {node} stopped: {reason}")),
     }
+}
+
+/// Breaks the rule that `REGENT_TEST_FAULT` names, so that a test can be seen to find it.
+#[cfg(feature = "faults")]
+fn seed_fault() -> anyhow::Result<()> {
+    if let Ok(name) = std::env::var("REGENT_TEST_FAULT") {
+        regent_server::seed_fault(&name).map_err(UsageError)?;
+        tracing::warn!(fault = name, "a fault is seeded");
+    }
+    Ok(())
 }
 
 /// A node holds a file for each of up to 30,000 connections and 10,000 agents; many systems allow 1,024 unless
@@ -121,8 +133,12 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             .transpose()?,
         dev: config.dev,
         log_store: config.log_store.unwrap_or_default().into(),
+        snapshots: config
+            .snapshot_every
+            .map_or_else(SnapshotPolicy::default, |entries| {
+                SnapshotPolicy::every(entries.get())
+            }),
         memory: None,
-        snapshots: SnapshotPolicy::default(),
         sockets: None,
         http_listener: None,
         peer_listener: None,

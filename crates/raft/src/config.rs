@@ -129,12 +129,19 @@ pub struct SnapshotPolicy {
     pub keep: u64,
 }
 
+impl SnapshotPolicy {
+    /// One every so many entries, with a fifth more of them kept.
+    pub fn every(entries: u64) -> Self {
+        Self {
+            every: entries,
+            keep: entries.saturating_add(entries / 5),
+        }
+    }
+}
+
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        Self {
-            every: 50_000,
-            keep: 60_000,
-        }
+        Self::every(50_000)
     }
 }
 

@@ -13,6 +13,7 @@ use openraft::ReadPolicy;
 use openraft::error::{LinearizableReadError, RaftError};
 use openraft::raft::linearizable_read::LinearizerOption;
 use regent_state::Leadership;
+use regent_state::faults::{self, Fault};
 use regent_types::{NodeId, Revision};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +46,9 @@ pub(crate) fn queue() -> (Queue, QueueEnd) {
 impl Shared {
     /// See [`crate::Node::read`].
     pub(crate) async fn read(&self, deadline: Instant) -> Result<Arc<View>, ReadError> {
+        if faults::seeded(Fault::StaleRead) {
+            return Ok(self.published.load());
+        }
         let index = self.read_index(deadline).await?.index;
         self.wait_applied(deadline, |view| view.applied_index >= index)
             .await

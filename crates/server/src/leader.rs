@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use regent_raft::clocks::boot_ms;
 use regent_raft::{Node, ReadError, TransferError, View};
+use regent_state::faults::{self, Fault};
 use regent_state::record::{Keeping, Lease, WaitsAt};
 use regent_state::{Caller, EventKind, EventRecord, Leadership, Operation, Rejection, Request, State};
 use regent_types::{AgentId, LeaseName, NodeId, Revision, SessionName, Token};
@@ -142,7 +143,11 @@ impl Leader {
             .get()
             .ok_or_else(|| ReadError::Stopped("the node is starting".to_owned()))?;
         if let Ask::Renew(leases) = ask {
-            let (leadership, _confirmed) = node.confirm(deadline).await?;
+            let mine = node.leadership().borrow().mine;
+            let leadership = match mine.filter(|_| faults::seeded(Fault::KeepaliveUnconfirmed)) {
+                Some(mine) => mine,
+                None => node.confirm(deadline).await?.0,
+            };
             return self.renew(leadership, &leases);
         }
         if let Ask::Transfer(to) = ask {
@@ -230,6 +235,10 @@ impl Leader {
         match guard.as_mut() {
             Some(desk) if desk.clock.leadership() == leadership => desk.follow(&view.state, now),
             Some(desk) if desk.clock.leadership() > leadership => return Err(not_leading()),
+            Some(desk) if faults::seeded(Fault::LeaseClockLivesOn) => {
+                desk.clock.live_on(leadership);
+                desk.follow(&view.state, now);
+            }
             Some(_) | None => {
                 tracing::info!(
                     term = leadership.term,

@@ -85,6 +85,11 @@ impl LeaseClock {
         self.leadership
     }
 
+    /// Goes on under another leadership with what it knows, as no clock may: see [`regent_state::faults`].
+    pub(crate) fn live_on(&mut self, leadership: Leadership) {
+        self.leadership = leadership;
+    }
+
     /// A grant was applied. What is known of the same or a newer token stays.
     pub(crate) fn granted(&mut self, name: LeaseName, token: Token, ttl_ms: u64, now: u64) {
         self.take_up(name, token, ttl_ms, now, true);

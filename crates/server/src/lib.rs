@@ -33,3 +33,11 @@ pub use options::{
     DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
+
+/// Breaks a rule in this whole process: see `regent_state::faults`.
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+pub fn seed_fault(name: &str) -> Result<(), String> {
+    regent_state::faults::seed(Some(name.parse()?));
+    Ok(())
+}

@@ -7,6 +7,7 @@ use regent_types::LeaseName;
 
 use crate::actor::Actor;
 use crate::commands::Report;
+use crate::faults::{self, Fault};
 use crate::operation::{Idempotency, Meta, Operation, Request};
 use crate::outcome::{Applied, Outcome, Rejection};
 use crate::state::{Recorded, State};
@@ -52,6 +53,9 @@ impl State {
     fn replay(&self, request: &Request) -> Option<Applied> {
         let given = request.idempotency.as_ref()?;
         let recorded = self.recorded.get(&given.key)?;
+        if faults::seeded(Fault::RetryAppliedTwice) {
+            return None;
+        }
         if recorded.body != given.body {
             return Some(Err(Rejection::IdempotencyKeyReused));
         }

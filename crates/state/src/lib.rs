@@ -21,6 +21,8 @@ mod digest;
 mod due;
 pub mod event;
 mod events;
+#[doc(hidden)]
+pub mod faults;
 mod index;
 mod leases;
 pub mod limits;

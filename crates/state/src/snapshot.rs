@@ -15,6 +15,7 @@ use regent_types::Revision;
 
 use crate::codec::{self, CodecError, FORMAT, MAX_ENCODED};
 use crate::event::{Event, EventId};
+use crate::faults::{self, Fault};
 use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
 use crate::state::{Identity, Recorded, State};
 
@@ -122,6 +123,7 @@ impl State {
         let agents = self.agents.values().map(|r| ItemRef::Agent(r));
         let commands = self.commands.values().map(|r| ItemRef::Command(r));
         let leases = self.leases.values().map(|r| ItemRef::Lease(r));
+        let leases = leases.filter(|_| !faults::seeded(Fault::SnapshotDropsTable));
         let candidates = self.candidates().map(|r| ItemRef::Candidate(r));
         let templates = self.templates.values().map(|r| ItemRef::Template(r));
         let users = self.users.values().map(|r| ItemRef::User(r));

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use openraft::storage::IOFlushed;
+use regent_state::faults::{self, Fault};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::{error, info};
@@ -172,6 +173,11 @@ fn write(shared: &Shared, position: &mut Position, batch: Vec<Work>) -> Written 
         }
         done.extend(work.done());
     }
+    if faults::seeded(Fault::AcknowledgedBeforeSynced) {
+        for waiter in done.drain(..) {
+            waiter.complete(Ok(()));
+        }
+    }
     if outcome.is_ok() {
         outcome = run.store(shared);
     }
@@ -270,7 +276,9 @@ fn write_one(shared: &Shared, position: &mut Position, run: &mut Run, work: &Wor
     match work {
         Work::Append { .. } => Ok(()),
         Work::Vote { vote, .. } => {
-            engine.put(VOTE, &record::encode_value(vote))?;
+            if !faults::seeded(Fault::VoteNotPersisted) {
+                engine.put(VOTE, &record::encode_value(vote))?;
+            }
             position.vote = Some(*vote);
             Ok(())
         }

@@ -210,11 +210,11 @@ async fn a_received_snapshot_is_checked_before_it_counts() {
     let (sender, _) = SnapshotStore::open(from.path(), None, Offload::Threads).unwrap();
     let file = sender.write(&state(50, 3_000), &meta(50)).unwrap();
     let (mut open, size) = file.open().await.unwrap();
-    let mut bytes = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut open, &mut bytes)
-        .await
-        .unwrap();
-    assert_eq!(bytes.len() as u64, size);
+    let bytes = open.read(usize::try_from(size).unwrap()).await.unwrap();
+    assert!(
+        open.read(1).await.is_err(),
+        "there is nothing behind what was announced"
+    );
 
     let to = tempfile::tempdir().unwrap();
     let (receiver, _) = SnapshotStore::open(to.path(), None, Offload::Threads).unwrap();
