@@ -80,7 +80,7 @@ impl Cluster {
                 }
             })
             .collect();
-        let every = rng.random_range(40..400);
+        let every = rng.random_range(20..300);
         Self {
             members,
             network,

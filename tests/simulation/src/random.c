@@ -1,9 +1,10 @@
 /*
- * Stands in for libc's getrandom in a process that simulates one seed.
+ * Stands in for two functions of libc in a process that simulates one seed: getrandom and clock_gettime.
  *
  * Hash maps, tokio's choice between branches that are ready, nonces and election timeouts all begin at the operating
  * system's randomness. With REGENT_SIMULATION_RANDOM set it is a sequence that this number begins, so that the same
- * seed gives the same run. Without it nothing changes.
+ * seed gives the same run. Who reads the wall clock of the real world then (the Date header of HTTP does) finds it
+ * standing still: the clocks of the simulated machines are elsewhere. Without the variable nothing changes.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 static uint64_t drawn;
@@ -37,4 +39,13 @@ ssize_t getrandom(void *buffer, size_t length, unsigned int flags) {
         done += part;
     }
     return (ssize_t)length;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    if (clock != CLOCK_REALTIME || getenv("REGENT_SIMULATION_RANDOM") == NULL) {
+        return (int)syscall(SYS_clock_gettime, clock, now);
+    }
+    now->tv_sec = 1735689600;
+    now->tv_nsec = 0;
+    return 0;
 }

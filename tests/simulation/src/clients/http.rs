@@ -17,9 +17,9 @@ use crate::cluster::{HTTP, TOKEN};
 use crate::network::{Host, address};
 
 /// How long a connection may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// How long an answer may take: a node's own deadline is 10 s.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(13);
+const CONNECT_WITHIN: Duration = Duration::from_millis(700);
+/// How long an answer may take. A node's own deadline is 10 s; nobody waits for a dead one that long.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
 /// An answer.
 #[derive(Debug, Clone)]

@@ -76,7 +76,7 @@ async fn campaign(
             Ask::new(Method::POST, format!("{path}/acquire"), body).with("idempotency-key", key.clone());
         let seq = guard.sending(boot_ms());
         match client
-            .ask_within(node, ask, Duration::from_millis(wait_ms + 11_000))
+            .ask_within(node, ask, Duration::from_millis(wait_ms + 4_000))
             .await
         {
             Outcome::Done(answer) => {

@@ -17,7 +17,7 @@ use super::{Place, World, begin, ended};
 /// How many registers there are.
 const REGISTERS: usize = 3;
 /// Pause between two calls of a client, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 5..400;
+const PAUSE_MS: std::ops::Range<u64> = 5..200;
 
 /// Calls until the end of the run.
 pub async fn run(world: World, place: Place, number: u32, mut rng: StdRng) {
