@@ -45,6 +45,8 @@ pub struct Member {
     pub disk: MemoryDisk,
     /// Its disk was made to fail since it was switched on, so that it may end with an error.
     pub disk_failed: bool,
+    /// How long a sync takes when nothing is wrong.
+    pub sync_takes: Duration,
     data: PathBuf,
     said: Arc<Mutex<Said>>,
     /// When it is to be switched on.
@@ -74,6 +76,7 @@ impl Cluster {
                     machine: Machine::new(format!("node {id}"), rate, wall_wrong_by),
                     disk: MemoryDisk::default(),
                     disk_failed: false,
+                    sync_takes: Duration::from_millis(rng.random_range(0..6)),
                     data: folder.join(id.to_string()),
                     said: Arc::default(),
                     on_at: None,
@@ -112,6 +115,7 @@ impl Cluster {
         }
         self.network.light_up(place);
         member.disk.set_failing(false);
+        member.disk.set_sync_takes(member.sync_takes);
         member.disk_failed = false;
         let mut options = Options::single(member.data.clone(), b"the secret of the simulation".to_vec());
         options.node = member.id;

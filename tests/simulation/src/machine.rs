@@ -193,7 +193,8 @@ impl Machine {
         };
         let until = on.started + Duration::from_millis(self.rate.local(until).saturating_sub(on.started_ms));
         RUNNING.set(Some(self.reading(on)));
-        on.runtime.block_on(async { tokio::time::sleep_until(until).await });
+        on.runtime
+            .block_on(async { tokio::time::sleep_until(until).await });
         RUNNING.set(None);
     }
 

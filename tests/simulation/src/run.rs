@@ -293,7 +293,7 @@ impl Simulation {
             self.on_client(machine, |world, place| registers::run(world, place, number, rng));
             count += 1;
         }
-        for number in 0..5_usize {
+        for number in 0..9_usize {
             let rng = StdRng::seed_from_u64(self.rng.random());
             let name = format!("candidate {number}");
             self.on_client(number % CLIENT_MACHINES, |world, place| {

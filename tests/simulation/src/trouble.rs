@@ -10,7 +10,7 @@ use crate::network::{Host, Link, Network};
 use crate::trace::Trace;
 
 /// Pause between two troubles, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 300..4_000;
+const PAUSE_MS: std::ops::Range<u64> = 200..3_000;
 /// How long one lasts.
 const LASTS_MS: std::ops::Range<u64> = 100..9_000;
 
@@ -78,7 +78,8 @@ impl Trouble {
         }
         network.heal();
         for place in 0..cluster.len() {
-            cluster.members[place].disk.set_sync_takes(Duration::ZERO);
+            let member = &cluster.members[place];
+            member.disk.set_sync_takes(member.sync_takes);
             if cluster.members[place].disk_failed {
                 cluster.switch_off(place, true, |_| 0);
             }
@@ -98,26 +99,26 @@ impl Trouble {
         let one = self.rng.random_range(0..size);
         // The leader is worth more trouble than others.
         let one = match cluster.leader() {
-            Some(leader) if self.rng.random_bool(0.4) => leader,
+            Some(leader) if self.rng.random_bool(0.5) => leader,
             Some(_) | None => one,
         };
         match self.rng.random_range(0..100) {
-            0..12 => {
+            0..10 => {
                 self.switch_off(cluster, one, false, now);
                 "kill"
             }
-            12..24 => {
+            10..20 => {
                 self.switch_off(cluster, one, true, now);
                 "power cut"
             }
-            24..29 => {
+            20..24 => {
                 let power = self.rng.random_bool(0.7);
                 for place in 0..size {
                     self.switch_off(cluster, place, power, now);
                 }
                 "all machines off"
             }
-            29..33 => {
+            24..28 => {
                 for place in 0..size {
                     if self.rng.random_bool(0.5) {
                         let power = self.rng.random_bool(0.5);
@@ -126,7 +127,7 @@ impl Trouble {
                 }
                 "some machines off"
             }
-            33..43 => {
+            28..40 => {
                 let others = (0..size).filter(|other| *other != one);
                 self.cut(
                     network,
@@ -135,22 +136,22 @@ impl Trouble {
                 );
                 "one node is cut off"
             }
-            43..48 => {
+            40..45 => {
                 let others = (0..size).filter(|other| *other != one);
                 self.cut(network, others.map(|other| (other, one)).collect(), until);
                 "one node hears nothing"
             }
-            48..53 => {
+            45..50 => {
                 let others = (0..size).filter(|other| *other != one);
                 self.cut(network, others.map(|other| (one, other)).collect(), until);
                 "one node is not heard"
             }
-            53..57 => {
+            50..54 => {
                 let other = (one + 1 + self.rng.random_range(0..size - 1)) % size;
                 self.cut(network, vec![(one, other), (other, one)], until);
                 "two nodes do not see each other"
             }
-            57..61 => {
+            54..57 => {
                 // Also from the clients: nobody knows where they are.
                 let mut cut = Vec::new();
                 for from in 0..size + clients.len() {
@@ -163,7 +164,7 @@ impl Trouble {
                 self.cut(network, cut, until);
                 "links are cut at random"
             }
-            61..67 => {
+            57..62 => {
                 let (delay, jitter) = (self.rng.random_range(1..150), self.rng.random_range(0..300));
                 let mut slow = Vec::new();
                 for other in (0..size + clients.len()).filter(|other| *other != one) {
@@ -178,23 +179,23 @@ impl Trouble {
                 self.ends.push((until, Ends::Links(slow)));
                 "a slow network"
             }
-            67..71 => {
+            62..65 => {
                 let other = (one + 1 + self.rng.random_range(0..size - 1)) % size;
                 network.reset(one, other);
                 "connections are reset"
             }
-            71..78 => {
+            65..71 => {
                 let takes = Duration::from_millis(self.rng.random_range(1..600));
                 cluster.members[one].disk.set_sync_takes(takes);
                 self.ends.push((until, Ends::SlowDisk(one)));
                 "a slow disk"
             }
-            78..81 => {
+            71..73 => {
                 cluster.members[one].disk.set_failing(true);
                 cluster.members[one].disk_failed = true;
                 "a disk fails"
             }
-            81..89 => {
+            73..83 => {
                 if cluster.members[one].machine.is_frozen() {
                     return "nothing";
                 }
@@ -202,7 +203,7 @@ impl Trouble {
                 self.ends.push((until, Ends::Frozen(one)));
                 "a node is frozen"
             }
-            89..92 => {
+            83..86 => {
                 let client = self.rng.random_range(0..clients.len());
                 if clients[client].is_frozen() {
                     return "nothing";
@@ -211,7 +212,7 @@ impl Trouble {
                 self.ends.push((until, Ends::FrozenClient(client)));
                 "a client is frozen"
             }
-            92..97 => {
+            86..97 => {
                 transfer(cluster);
                 "leadership is handed over"
             }
@@ -244,7 +245,10 @@ fn end(ends: Ends, cluster: &mut Cluster, clients: &mut [Machine], network: &Net
                 network.set(from, to, |link| *link = Link::default());
             }
         }
-        Ends::SlowDisk(place) => cluster.members[place].disk.set_sync_takes(Duration::ZERO),
+        Ends::SlowDisk(place) => {
+            let member = &cluster.members[place];
+            member.disk.set_sync_takes(member.sync_takes);
+        }
         Ends::Frozen(place) => cluster.members[place].machine.thaw(now),
         Ends::FrozenClient(client) => clients[client].thaw(now),
     }

@@ -20,7 +20,11 @@ fn twenty_seeds_are_green() {
     let run = simulate(&["--seeds", "20", "--seconds", "10"]);
     let said = text(&run);
     assert!(run.status.success(), "{said}");
-    assert_eq!(said.lines().filter(|line| line.contains(": green after")).count(), 20, "{said}");
+    assert_eq!(
+        said.lines().filter(|line| line.contains(": green after")).count(),
+        20,
+        "{said}"
+    );
 }
 
 /// The same seed gives the same run to the last byte that any machine was sent: a failure can be looked at again.
@@ -28,7 +32,10 @@ fn twenty_seeds_are_green() {
 fn a_seed_is_the_same_run_again() {
     let trace = || {
         let said = text(&simulate(&["--seed", "77", "--seconds", "10"]));
-        let trace = said.split("trace ").nth(1).and_then(|rest| rest.split(';').next());
+        let trace = said
+            .split("trace ")
+            .nth(1)
+            .and_then(|rest| rest.split(';').next());
         trace.unwrap_or_else(|| panic!("{said}")).to_owned()
     };
     let first = trace();

@@ -18,11 +18,11 @@ use super::{Place, World};
 use crate::machine::boot_ms;
 
 /// How many leases there are.
-const LEASES: usize = 2;
+const LEASES: usize = 3;
 /// Their TTL in milliseconds.
-const TTL_MS: std::ops::Range<u64> = 1_000..6_000;
+const TTL_MS: std::ops::Range<u64> = 1_000..4_000;
 /// How long one is held at most, in milliseconds.
-const HOLD_MS: std::ops::Range<u64> = 500..15_000;
+const HOLD_MS: std::ops::Range<u64> = 500..25_000;
 
 /// Campaigns until the end of the run.
 pub async fn run(world: World, place: Place, name: String, mut rng: StdRng) {
@@ -102,12 +102,13 @@ async fn campaign(
     believe(world, place, &guard, &mut tenure);
     let until = boot_ms() + rng.random_range(HOLD_MS);
     let mut lost = false;
+    // As the shipped client does: one node as long as it answers.
+    let mut node = rng.random_range(0..world.nodes);
     while boot_ms() < until && !lost && !world.is_ending() {
         let due = guard.next_keepalive().saturating_sub(boot_ms());
         if guard.is_valid(boot_ms()) {
             tokio::time::sleep(Duration::from_millis(due)).await;
         }
-        let node = rng.random_range(0..world.nodes);
         let ask = Ask::new(Method::POST, format!("{path}/renew"), json!({"token": token}));
         let seq = guard.sending(boot_ms());
         match client
@@ -122,6 +123,7 @@ async fn campaign(
             Outcome::Refused(answer) if answer.status == 409 || answer.status == 404 => lost = true,
             Outcome::Refused(_) | Outcome::NotSent | Outcome::Unknown => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
+                node = rng.random_range(0..world.nodes);
             }
         }
     }
