@@ -51,6 +51,8 @@ pub struct Member {
     said: Arc<Mutex<Said>>,
     /// When it is to be switched on.
     pub on_at: Option<u64>,
+    /// How often it was.
+    pub starts: u64,
 }
 
 /// All nodes.
@@ -80,6 +82,7 @@ impl Cluster {
                     data: folder.join(id.to_string()),
                     said: Arc::default(),
                     on_at: None,
+                    starts: 0,
                 }
             })
             .collect();
@@ -131,6 +134,7 @@ impl Cluster {
         options.memory = Some(member.disk.clone());
         options.snapshots = self.snapshots.clone();
         options.sockets = Some(self.network.sockets(place));
+        member.starts += 1;
         member.said = Arc::default();
         let said = member.said.clone();
         member.machine.switch_on(now, async move {

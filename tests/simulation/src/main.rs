@@ -85,7 +85,7 @@ fn main() -> anyhow::Result<ExitCode> {
     #[allow(clippy::cast_precision_loss)] // for people
     let hours = simulated_ms.into_inner() as f64 / 3_600_000.0;
     println!(
-        "{} seeds, {red} red; {hours:.2} simulated hours in {seconds:.0} s: {:.2} an hour's worth a minute with {jobs} jobs",
+        "{} seeds, {red} red; {hours:.2} simulated hours in {seconds:.0} s, {:.2} a minute, with {jobs} jobs",
         args.seeds,
         hours * 60.0 / seconds
     );

@@ -17,8 +17,8 @@ pub struct Observer {
     digests: BTreeMap<u64, (u64, u64)>,
     /// At which index which cluster time.
     times: BTreeMap<u64, u64>,
-    /// The last applied index and term of each node since it was switched on.
-    last: BTreeMap<Host, (u64, u64)>,
+    /// The last applied index and term of each node, since its so-manieth start.
+    last: BTreeMap<Host, (u64, u64, u64)>,
     /// Comparisons of two nodes at one index.
     pub compared: u64,
     /// Leaderships that were seen.
@@ -36,7 +36,6 @@ impl Observer {
         }
         for place in 0..cluster.len() {
             let Some(node) = cluster.node(place) else {
-                self.last.remove(&place);
                 continue;
             };
             let id = node.id().0;
@@ -46,14 +45,16 @@ impl Observer {
                 self.leaderships.insert((mine.term, mine.node.0));
             }
             let index = view.applied_index;
-            let (last, term) = self.last.get(&place).copied().unwrap_or_default();
+            let start = cluster.members[place].starts;
+            let same_start = self.last.get(&place).filter(|(at, _, _)| *at == start);
+            let (_, last, term) = same_start.copied().unwrap_or_default();
             if index == last && leadership.term == term {
                 continue;
             }
             let seen = |what: u64| (id, now, what);
             forward::check("the applied index", &[seen(last), seen(index)])?;
             forward::check("the term", &[seen(term), seen(leadership.term)])?;
-            self.last.insert(place, (index, leadership.term));
+            self.last.insert(place, (start, index, leadership.term));
             if index == 0 {
                 continue;
             }

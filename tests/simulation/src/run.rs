@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use regent_history::{Violation, lease, register};
+use regent_agent::runtime::ObservedState;
+use regent_history::{Violation, effects, lease, register};
+use regent_state::record::SessionState;
+use regent_types::{AgentId, ReplicaName};
 use tokio::time::Instant;
 
-use crate::clients::{Book, Place, World, leases, registers};
+use crate::clients::agents::{self, Target, Who};
+use crate::clients::{Book, Place, World, leases, registers, sessions};
 use crate::cluster::{Cluster, rate};
 use crate::machine::{Machine, TICK_MS};
 use crate::network::{Host, Network};
@@ -22,6 +26,10 @@ use crate::trouble::Trouble;
 pub const SERVES: &str = "it serves again after healing";
 /// The name in [`Violation::checker`] for answers that no rule allows.
 pub const ANSWERS: &str = "no answer is a surprise";
+/// The name in [`Violation::checker`] for what the control plane and the targets say of sessions.
+pub const AGREE: &str = "records and targets agree";
+/// The name in [`Violation::checker`] for requests that are repeated.
+pub const ONE_EFFECT: &str = "a repeated request is one request";
 /// The name in [`Violation::checker`] for code that panics.
 pub const PANICS: &str = "nothing panics";
 
@@ -30,10 +38,15 @@ const START_WITHIN_MS: u64 = 30_000;
 /// How long it may take after healing until every node serves. Connections that hung in a partition are given up
 /// within 10 s, and what was sent into one comes after another 6.4 s at most.
 const HEALED_WITHIN_MS: u64 = 30_000;
+/// How long commands may take to come to their end once all is well. A command that was sent to a socket that hung has
+/// to wait for its deadline, and one that failed for its next run.
+const COMMANDS_WITHIN_MS: u64 = 300_000;
 /// How long clients may take to come to their end, and nodes to be equal.
 const END_WITHIN_MS: u64 = 40_000;
 /// Clients' machines.
 const CLIENT_MACHINES: usize = 2;
+/// Machines of agents: one that is alone, and two replicas of another.
+pub const AGENT_MACHINES: usize = 3;
 
 /// What one run is to be.
 #[derive(Debug, Clone)]
@@ -99,9 +112,10 @@ pub fn run(plan: &Plan, trace: Trace) -> std::io::Result<Report> {
     let network = Network::new(rng.random(), trace.clone());
     let size = if rng.random_bool(0.75) { 3 } else { 5 };
     let cluster = Cluster::new(size, folder.path().to_owned(), network.clone(), &mut rng);
-    let clients = (0..CLIENT_MACHINES)
-        .map(|number| Machine::new(format!("clients {number}"), rate(&mut rng), 0))
+    let clients = (0..CLIENT_MACHINES + AGENT_MACHINES)
+        .map(|number| Machine::new(format!("outside {number}"), rate(&mut rng), 0))
         .collect();
+    let agents = agents(&mut rng);
     let world = World {
         network: network.clone(),
         trace: trace.clone(),
@@ -113,6 +127,7 @@ pub fn run(plan: &Plan, trace: Trace) -> std::io::Result<Report> {
         now: 0,
         cluster,
         clients,
+        agents,
         network,
         observer: Observer::default(),
         world,
@@ -141,6 +156,28 @@ pub fn run(plan: &Plan, trace: Trace) -> std::io::Result<Report> {
     })
 }
 
+/// One agent that is alone, and two replicas of another on one target.
+fn agents(rng: &mut StdRng) -> Vec<(Who, Target)> {
+    let id = |name: &str| AgentId::new(name).expect("a word");
+    let ttl_ms = rng.random_range(2_000..6_000);
+    let shared = Target::default();
+    let replica = |name: &str| Who {
+        agent: id("pair"),
+        replica: Some(ReplicaName::new(name).expect("a word")),
+        ttl_ms,
+    };
+    let alone = Who {
+        agent: id("alone"),
+        replica: None,
+        ttl_ms,
+    };
+    vec![
+        (alone, Target::default()),
+        (replica("a"), shared.clone()),
+        (replica("b"), shared),
+    ]
+}
+
 /// In memory where the system offers that: nobody needs these files to survive the power of the real machine.
 fn snapshot_folder() -> std::io::Result<tempfile::TempDir> {
     let memory = std::path::Path::new("/dev/shm");
@@ -155,7 +192,9 @@ fn snapshot_folder() -> std::io::Result<tempfile::TempDir> {
 struct Simulation {
     now: u64,
     cluster: Cluster,
+    /// Those of clients, then those of agents.
     clients: Vec<Machine>,
+    agents: Vec<(Who, Target)>,
     network: Network,
     observer: Observer,
     world: World,
@@ -170,11 +209,14 @@ impl Simulation {
         for place in 0..self.cluster.len() {
             self.cluster.switch_on(place, self.now);
         }
-        for client in &mut self.clients {
+        for client in &mut self.clients[..CLIENT_MACHINES] {
             client.switch_on(self.now, async {});
         }
         self.until_all_serve("the first start", START_WITHIN_MS)?;
         let count = self.begin_clients();
+        for agent in 0..AGENT_MACHINES {
+            self.begin_agent(agent);
+        }
 
         let mut trouble = Trouble::new(StdRng::seed_from_u64(self.rng.random()), self.now);
         let end = self.now + plan.trouble_ms;
@@ -186,9 +228,17 @@ impl Simulation {
                 &self.trace,
                 self.now,
             );
+            self.note_agents();
+            let now = self.now;
+            for (_, machine) in trouble.agents_on.extract_if(.., |(at, _)| *at <= now) {
+                self.begin_agent(machine - CLIENT_MACHINES);
+            }
             self.step()?;
         }
         trouble.end(&mut self.cluster, &mut self.clients, &self.network, self.now);
+        for agent in 0..AGENT_MACHINES {
+            self.begin_agent(agent);
+        }
         self.trouble = Some(trouble);
         self.trace.note(self.now, format_args!("healed"));
 
@@ -201,6 +251,7 @@ impl Simulation {
             END_WITHIN_MS,
             |simulation| simulation.world.book().done == count,
         )?;
+        self.until_commands_end()?;
         self.on_client(0, |world, place| registers::read_all(world, place, 99));
         self.until("all registers are read", END_WITHIN_MS, |simulation| {
             simulation.world.book().done == count + 1
@@ -301,6 +352,14 @@ impl Simulation {
             });
             count += 1;
         }
+        for number in 0..2_usize {
+            let rng = StdRng::seed_from_u64(self.rng.random());
+            let name = format!("user {number}");
+            self.on_client(number % CLIENT_MACHINES, |world, place| {
+                sessions::run(world, place, name, rng)
+            });
+            count += 1;
+        }
         count
     }
 
@@ -319,6 +378,99 @@ impl Simulation {
         }
     }
 
+    fn begin_agent(&mut self, agent: usize) {
+        let machine = CLIENT_MACHINES + agent;
+        if self.clients[machine].is_on() {
+            return;
+        }
+        let place = Place {
+            host: self.cluster.len() + machine,
+            rate: self.clients[machine].rate,
+        };
+        self.network.light_up(place.host);
+        let (who, target) = self.agents[agent].clone();
+        let rng = StdRng::seed_from_u64(self.rng.random());
+        let work = agents::run(self.world.clone(), place, who, target, rng);
+        self.clients[machine].switch_on(self.now, work);
+    }
+
+    /// Who was switched off does not lead any more.
+    fn note_agents(&mut self) {
+        for (agent, (who, _)) in self.agents.iter().enumerate() {
+            if !self.clients[CLIENT_MACHINES + agent].is_on() {
+                self.world.book().gone(&who.name(), self.now);
+            }
+        }
+    }
+
+    /// Every command that was accepted comes to its end, and then records and targets say the same.
+    fn until_commands_end(&mut self) -> Result<(), Violation> {
+        let end = self.now + COMMANDS_WITHIN_MS;
+        loop {
+            let disagreement = self.compare_targets();
+            let Err(violation) = disagreement else {
+                return Ok(());
+            };
+            if self.now >= end {
+                return Err(violation);
+            }
+            for _ in 0..100 {
+                self.step()?;
+            }
+        }
+    }
+
+    fn compare_targets(&self) -> Result<(), Violation> {
+        let Some(node) = self.cluster.leader().and_then(|place| self.cluster.node(place)) else {
+            return Err(Violation::new(SERVES, "nobody leads"));
+        };
+        let view = node.view();
+        let commands: Vec<(String, Option<String>)> = view
+            .state
+            .commands()
+            .values()
+            .map(|command| {
+                let ended = command.state.is_final().then(|| "ended".to_owned());
+                let what = format!(
+                    "{} {:?} of {:?} for {}: {:?}",
+                    command.id, command.action, command.session, command.agent, command.state
+                );
+                (what, ended)
+            })
+            .collect();
+        effects::ended(&commands)?;
+        for session in view.state.sessions().values() {
+            let here = self.agents.iter().find_map(|(who, target)| {
+                let host = target.host();
+                let found = host.sessions.get(&session.name)?;
+                Some((who.agent.clone(), found.generation, found.state))
+            });
+            let wanted = match session.state {
+                SessionState::Running => Some(ObservedState::Running),
+                // One that its agent has lost is asleep in the records alone.
+                SessionState::Hibernated if session.gone => None,
+                SessionState::Hibernated => Some(ObservedState::Hibernated),
+                SessionState::Terminated | SessionState::Failed | SessionState::Lost => None,
+                _ => {
+                    let what = format!("{} is still {}", session.name, session.state.as_str());
+                    return Err(Violation::new(AGREE, what));
+                }
+            };
+            let wanted = wanted.and_then(|state| Some((session.agent.clone()?, session.generation, state)));
+            if here != wanted {
+                let what = format!(
+                    "{} is {}, {}",
+                    session.name,
+                    session.state.as_str(),
+                    session.reason
+                );
+                return Err(Violation::new(AGREE, what)
+                    .with([format!("recorded: {wanted:?}"), format!("at a target: {here:?}")]));
+            }
+        }
+        Ok(())
+    }
+
     /// What the checkers say of all that was recorded.
     fn judge(&self) -> Result<(), Violation> {
         let book = self.world.book();
@@ -329,8 +481,35 @@ impl Simulation {
         for (name, calls) in &book.registers {
             register::check(name, calls)?;
         }
+        for (who, target) in &self.agents {
+            let begun = target.host().begun.clone();
+            effects::once_in_order(&begun).map_err(|violation| violation.with([who.name()]))?;
+        }
+        self.judge_sessions(&book)?;
         for (name, tenures) in &book.leases {
             lease::check(name, tenures)?;
+        }
+        Ok(())
+    }
+
+    /// What was acknowledged is there, and a request that was sent twice made one session.
+    fn judge_sessions(&self, book: &Book) -> Result<(), Violation> {
+        let Some(node) = self.cluster.node(0) else {
+            return Ok(());
+        };
+        let view = node.view();
+        for (key, name) in &book.sessions {
+            let made: Vec<String> = view
+                .state
+                .sessions()
+                .values()
+                .filter(|session| session.tags.contains(key))
+                .map(|session| session.name.to_string())
+                .collect();
+            if made != [name.clone()] {
+                let what = format!("the request {key} was answered with {name}");
+                return Err(Violation::new(ONE_EFFECT, what).with(made));
+            }
         }
         Ok(())
     }
@@ -339,6 +518,11 @@ impl Simulation {
         let book = self.world.book();
         let calls: usize = book.registers.values().map(Vec::len).sum();
         let tenures: usize = book.leases.values().map(Vec::len).sum();
+        let begun: usize = self
+            .agents
+            .iter()
+            .map(|(_, target)| target.host().begun.len())
+            .sum();
         let applied = self.observer_applied();
         let troubles: u64 = self
             .trouble
@@ -347,9 +531,10 @@ impl Simulation {
             .sum();
         format!(
             "{} nodes, {troubles} troubles, {} leaderships, {applied} entries, {calls} calls of registers, \
-             {tenures} tenures, answers {:?}, {} comparisons of digests, {} parcels, served {} ms after healing",
+             {tenures} tenures, {} sessions, {begun} begun, answers {:?}, {} comparisons of digests, {} parcels, served {} ms after healing",
             self.cluster.len(),
             self.observer.leaderships.len(),
+            book.sessions.len(),
             book.answers,
             self.observer.compared,
             self.network.delivered(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cluster::Cluster;
 use crate::machine::Machine;
 use crate::network::{Host, Link, Network};
+use crate::run::AGENT_MACHINES;
 use crate::trace::Trace;
 
 /// Pause between two troubles, in milliseconds.
@@ -20,6 +21,8 @@ pub struct Trouble {
     next: u64,
     /// What ends by itself, and when.
     ends: Vec<(u64, Ends)>,
+    /// Machines of agents to be switched on again, and when.
+    pub agents_on: Vec<(u64, usize)>,
     /// How many there were, by name.
     pub made: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -30,6 +33,8 @@ enum Ends {
     SlowDisk(Host),
     Frozen(Host),
     FrozenClient(usize),
+    /// Of all machines.
+    Power,
 }
 
 impl Trouble {
@@ -39,6 +44,7 @@ impl Trouble {
             rng,
             next: from,
             ends: Vec::new(),
+            agents_on: Vec::new(),
             made: std::collections::BTreeMap::new(),
         }
     }
@@ -59,6 +65,12 @@ impl Trouble {
             .collect();
         for ends in over {
             trace.note(now, format_args!("over: {ends:?}"));
+            if matches!(ends, Ends::Power) {
+                for place in 0..cluster.len() {
+                    self.switch_off(cluster, place, true, now);
+                }
+                continue;
+            }
             end(ends, cluster, clients, network, now);
         }
         if self.next > now {
@@ -185,10 +197,18 @@ impl Trouble {
                 "connections are reset"
             }
             65..71 => {
-                let takes = Duration::from_millis(self.rng.random_range(1..600));
-                cluster.members[one].disk.set_sync_takes(takes);
-                self.ends.push((until, Ends::SlowDisk(one)));
-                "a slow disk"
+                // Storage that is shared is slow for all; and then the power goes.
+                let all = self.rng.random_bool(0.5);
+                for place in (0..size).filter(|place| all || *place == one) {
+                    let takes = Duration::from_millis(self.rng.random_range(1..600));
+                    cluster.members[place].disk.set_sync_takes(takes);
+                    self.ends.push((until, Ends::SlowDisk(place)));
+                }
+                if all && self.rng.random_bool(0.5) {
+                    let at = self.rng.random_range(now..until);
+                    self.ends.push((at, Ends::Power));
+                }
+                "slow disks"
             }
             71..73 => {
                 cluster.members[one].disk.set_failing(true);
@@ -203,7 +223,7 @@ impl Trouble {
                 self.ends.push((until, Ends::Frozen(one)));
                 "a node is frozen"
             }
-            83..86 => {
+            83..85 => {
                 let client = self.rng.random_range(0..clients.len());
                 if clients[client].is_frozen() {
                     return "nothing";
@@ -212,9 +232,22 @@ impl Trouble {
                 self.ends.push((until, Ends::FrozenClient(client)));
                 "a client is frozen"
             }
-            86..97 => {
+            85..93 => {
                 transfer(cluster);
                 "leadership is handed over"
+            }
+            93..98 => {
+                // The last machines are those of agents.
+                let agent = clients.len() - 1 - self.rng.random_range(0..AGENT_MACHINES);
+                if !clients[agent].is_on() {
+                    return "nothing";
+                }
+                if self.rng.random_bool(0.5) {
+                    network.go_dark(size + agent);
+                }
+                clients[agent].switch_off();
+                self.agents_on.push((until, agent));
+                "an agent's machine goes off"
             }
             _ => {
                 let by = self.rng.random_range(-3_600_000..3_600_000);
@@ -251,6 +284,8 @@ fn end(ends: Ends, cluster: &mut Cluster, clients: &mut [Machine], network: &Net
         }
         Ends::Frozen(place) => cluster.members[place].machine.thaw(now),
         Ends::FrozenClient(client) => clients[client].thaw(now),
+        // It comes back by itself; one that has not gone by the end does not go any more.
+        Ends::Power => {}
     }
 }
 

@@ -3,9 +3,11 @@
 //! What they did and what they were told is written into one [`Book`], in the time of the simulation, for the
 //! checkers of `regent_history`. An answer that did not come is an outcome that nobody knows, not a failure.
 
+pub mod agents;
 pub mod http;
 pub mod leases;
 pub mod registers;
+pub mod sessions;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,12 +68,42 @@ pub struct Book {
     pub registers: BTreeMap<String, Vec<Call>>,
     /// Who held which lease when.
     pub leases: BTreeMap<String, Vec<Tenure>>,
+    /// Sessions that were made, with the key of the request.
+    pub sessions: Vec<(String, String)>,
     /// Answers that no rule allows, in words.
     pub surprises: Vec<String>,
     /// Clients that came to their end.
     pub done: usize,
     /// Answers, by what they said.
     pub answers: BTreeMap<&'static str, u64>,
+}
+
+impl Book {
+    /// The record of this holder's time under this token.
+    pub fn tenure(&mut self, lease: &str, holder: &str, token: u64) -> &mut Tenure {
+        let tenures = self.leases.entry(lease.to_owned()).or_default();
+        let known = tenures
+            .iter()
+            .position(|tenure| tenure.holder == holder && tenure.token == token);
+        let place = known.unwrap_or_else(|| {
+            tenures.push(Tenure {
+                holder: holder.to_owned(),
+                token,
+                ..Tenure::default()
+            });
+            tenures.len() - 1
+        });
+        &mut tenures[place]
+    }
+
+    /// This holder is gone: it acts no more under any token.
+    pub fn gone(&mut self, holder: &str, now: u64) {
+        for tenure in self.leases.values_mut().flatten() {
+            if tenure.holder == holder {
+                tenure.ended.get_or_insert(now);
+            }
+        }
+    }
 }
 
 /// A span of simulated time as a checker takes it: what happens within one millisecond counts as being at the same
