@@ -138,7 +138,8 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             .map_or_else(SnapshotPolicy::default, |entries| {
                 SnapshotPolicy::every(entries.get())
             }),
-        in_memory: false,
+        memory: None,
+        sockets: None,
         http_listener: None,
         peer_listener: None,
     })

@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::codec;
 use crate::config::Member;
 use crate::options::ClusterSecret;
+use crate::sockets::Sockets;
 use crate::transport::handshake::Hello;
 use crate::transport::wire::Purpose;
 
@@ -178,15 +179,27 @@ pub(crate) struct Identity {
     /// The member list as given at this start.
     members: BTreeMap<NodeId, String>,
     secret: ClusterSecret,
+    /// Over what it talks to them.
+    sockets: Arc<dyn Sockets>,
 }
 
 impl Identity {
-    pub(crate) fn new(record: Record, members: BTreeMap<NodeId, String>, secret: ClusterSecret) -> Self {
+    pub(crate) fn new(
+        record: Record,
+        members: BTreeMap<NodeId, String>,
+        secret: ClusterSecret,
+        sockets: Arc<dyn Sockets>,
+    ) -> Self {
         Self {
             record: ArcSwap::from_pointee(record),
             members,
             secret,
+            sockets,
         }
+    }
+
+    pub(crate) fn sockets(&self) -> &dyn Sockets {
+        &*self.sockets
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -386,6 +399,7 @@ mod tests {
             },
             list(),
             secret,
+            Arc::new(crate::sockets::Tcp),
         )
     }
 

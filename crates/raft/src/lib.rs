@@ -15,6 +15,7 @@
 //! old id (`identity`); cluster time never goes back (`clock`); what was promised is durable (`log`).
 
 mod clock;
+pub mod clocks;
 mod codec;
 mod config;
 mod digest;
@@ -28,10 +29,12 @@ mod identity;
 mod log;
 mod machine;
 mod node;
+mod offload;
 mod options;
 mod propose;
 mod read;
 mod snapshot;
+mod sockets;
 mod start;
 mod status;
 mod transport;
@@ -47,5 +50,6 @@ pub use machine::View;
 pub use node::{LeadershipView, Node, PeerService, Proposed};
 pub use options::{ClusterSecret, MIN_SECRET_BYTES, Options, SecretTooShort, Storage};
 pub use snapshot::SnapshotError;
+pub use sockets::{Port, Sockets, Stream, Tcp};
 pub use status::{Alarm, ClusterStatus, Health, MemberStatus, Role};
 pub use transport::wire::MAX_CALL;

@@ -26,6 +26,7 @@ use crate::config::{
 };
 use crate::digest::Checkpoint;
 use crate::log::Log;
+use crate::offload::Offload;
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotStore};
 
 /// openraft with our types and our state machine.
@@ -105,6 +106,7 @@ pub(crate) struct Machine {
     revision: Revision,
     published: Published,
     snapshots: SnapshotStore,
+    offload: Offload,
 }
 
 impl Machine {
@@ -116,7 +118,10 @@ impl Machine {
     pub(crate) async fn open(data: &Path, log: &Log) -> Result<(Self, Published), SnapshotError> {
         let folder = data.to_owned();
         let purged = log.purged();
-        let opened = blocking(move || SnapshotStore::open(&folder, purged)).await;
+        let offload = log.offload();
+        let opened = offload
+            .run(move || SnapshotStore::open(&folder, purged, offload))
+            .await;
         let (snapshots, restored) = opened.map_err(|source| SnapshotError::Io {
             path: data.to_owned(),
             what: "reading the snapshots was interrupted",
@@ -140,6 +145,7 @@ impl Machine {
             revision,
             published: published.clone(),
             snapshots,
+            offload,
         };
         Ok((machine, published))
     }
@@ -272,13 +278,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
             state: self.state.clone(),
             meta: self.meta(),
             snapshots: self.snapshots.clone(),
+            offload: self.offload,
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
         let snapshots = self.snapshots.clone();
         let expected = meta.clone();
-        let restored = blocking(move || snapshots.install(&expected, &file)).await??;
+        let restored = self
+            .offload
+            .run(move || snapshots.install(&expected, &file))
+            .await??;
         self.state = restored.state;
         self.applied = restored.meta.last_log_id;
         self.membership = restored.meta.last_membership;
@@ -294,7 +304,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         &mut self,
     ) -> Result<Option<Snapshot<LeaderId, u64, Member, SnapshotFile>>, io::Error> {
         let snapshots = self.snapshots.clone();
-        if blocking(move || snapshots.drop_spoiled()).await?? {
+        if self.offload.run(move || snapshots.drop_spoiled()).await?? {
             // A follower waits for it, and asks again until it gets one.
             self.get_snapshot_builder().await.build_snapshot().await?;
         }
@@ -310,6 +320,7 @@ pub(crate) struct Builder {
     state: State,
     meta: SnapshotMeta,
     snapshots: SnapshotStore,
+    offload: Offload,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -318,7 +329,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Member, SnapshotFile>, io::Error> {
         let (state, meta, snapshots) = (self.state.clone(), self.meta.clone(), self.snapshots.clone());
         let begun = std::time::Instant::now();
-        let snapshot = blocking(move || snapshots.write(&state, &meta)).await??;
+        let snapshot = self.offload.run(move || snapshots.write(&state, &meta)).await??;
         debug!(last = ?self.meta.last_log_id, elapsed = ?begun.elapsed(), "a snapshot is written");
         metrics::histogram!("regent_raft_snapshot_seconds").record(begun.elapsed());
         Ok(Snapshot {
@@ -326,11 +337,6 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshot,
         })
     }
-}
-
-/// Runs `work` where it may block; fails only when the runtime is going down or `work` panics.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
 fn index_of(last: Option<LogId>) -> u64 {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -25,13 +25,14 @@ use crate::config::{Member, Timing};
 use crate::error::{CallError, ProposeError, ReadError, StartError, TransferError};
 use crate::identity::{Identity, IdentityReply, Settlement};
 use crate::machine::{Published, Raft, View};
+use crate::offload::Offload;
 use crate::options::Options;
 use crate::status::{Alarm, ClusterStatus, Health, Report};
 use crate::transport::channel::Failure;
 use crate::transport::listener::Host;
 use crate::transport::peers::Peers;
 use crate::transport::wire::{MAX_CALL, Request as PeerRequest, Response};
-use crate::{propose, read};
+use crate::{clocks, propose, read};
 
 /// Answers calls of other nodes; the server's half of [`Node::call`].
 pub trait PeerService: Send + Sync + 'static {
@@ -208,6 +209,8 @@ pub(crate) struct Shared {
     pub(crate) advertise_http: String,
     /// Where snapshots that arrive are written.
     pub(crate) data: PathBuf,
+    /// Where files are read and written.
+    pub(crate) offload: Offload,
     pub(crate) timing: Timing,
     pub(crate) identity: Arc<Identity>,
     pub(crate) settled: Notify,
@@ -293,10 +296,9 @@ impl Shared {
     }
 
     pub(crate) fn instants(&self) -> Instants {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Instants {
             monotonic: self.started.elapsed(),
-            wall_ms: propose::millis(wall),
+            wall_ms: clocks::wall_ms(),
         }
     }
 
@@ -522,6 +524,10 @@ impl Host for Shared {
 
     fn data(&self) -> &Path {
         &self.data
+    }
+
+    fn offload(&self) -> Offload {
+        self.offload
     }
 
     fn heard(&self, from: NodeId) {

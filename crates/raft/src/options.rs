@@ -10,6 +10,7 @@ use regent_types::NodeId;
 
 use crate::config::{SnapshotPolicy, Timing};
 use crate::log::LogStore;
+use crate::sockets::Sockets;
 
 /// Everything that one node needs to know to be a member of a cluster.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Options {
     pub snapshots: SnapshotPolicy,
     /// A socket that listens already; `listen` is then ignored. Lets a test choose port 0 and know it.
     pub listener: Option<TcpListener>,
+    /// Over what the nodes talk: [`Tcp`](crate::Tcp) but in a simulation.
+    pub sockets: Arc<dyn Sockets>,
     /// Where log and vote are kept.
     pub storage: Storage,
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use openraft::error::{InitializeError, RaftError};
 use regent_types::NodeId;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +19,9 @@ use crate::identity::{Identity, Incarnation, Record, Settlement, members_text};
 use crate::log::{self, Log, LogError};
 use crate::machine::{Machine, Raft};
 use crate::node::{Halt, LeadershipView, Node, PeerService, Shared};
+use crate::offload::Offload;
 use crate::options::{Options, Storage};
+use crate::sockets::Port;
 use crate::transport::listener;
 use crate::transport::network::Factory;
 use crate::transport::peers::Peers;
@@ -54,6 +55,7 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
         record,
         options.members.clone(),
         options.secret.clone(),
+        options.sockets.clone(),
     ));
     let stop = CancellationToken::new();
     let peers = Arc::new(Peers::spawn(
@@ -71,6 +73,7 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
         advertise_peer: options.advertise_peer,
         advertise_http: options.advertise_http,
         data: options.data,
+        offload: log.offload(),
         timing: options.timing,
         identity,
         settled: Notify::new(),
@@ -130,13 +133,11 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
 async fn open_log(options: &Options) -> Result<Log, StartError> {
     let storage = options.storage.clone();
     let data = options.data.clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        let engine = match storage {
-            Storage::Disk(store) => log::open(&data, store)?,
-            Storage::Memory(disk) => disk.engine(),
-        };
-        Log::open(engine)
-    });
+    let store = match storage {
+        Storage::Memory(disk) => return Ok(Log::in_memory(disk)?),
+        Storage::Disk(store) => store,
+    };
+    let opened = Offload::Threads.run(move || Log::open(log::open(&data, store)?));
     Ok(opened
         .await
         .map_err(|error| StartError::Raft(error.to_string()))??)
@@ -181,14 +182,14 @@ pub(crate) async fn store_record(log: &Log, record: &Record) -> Result<(), LogEr
     log.put_metadata(IDENTITY, &record.encode()).await
 }
 
-async fn listen(options: &Options) -> std::io::Result<TcpListener> {
+async fn listen(options: &Options) -> std::io::Result<Box<dyn Port>> {
     match &options.listener {
         Some(listener) => {
             let listener = listener.try_clone()?;
             listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
+            Ok(Box::new(tokio::net::TcpListener::from_std(listener)?))
         }
-        None => TcpListener::bind(options.listen).await,
+        None => options.sockets.bind(options.listen).await,
     }
 }
 

@@ -374,6 +374,7 @@ async fn be_a_node(what: &str) {
                 keep: keep.parse().unwrap(),
             },
             listener: None,
+            sockets: Arc::new(regent_raft::Tcp),
             storage: Storage::Disk(LogStore::Sled),
         },
         Arc::new(Echo),

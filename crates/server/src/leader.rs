@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use regent_raft::clocks::boot_ms;
 use regent_raft::{Node, ReadError, TransferError, View};
 use regent_state::faults::{self, Fault};
 use regent_state::record::{Keeping, Lease, WaitsAt};
@@ -475,18 +476,6 @@ fn not_leading() -> ReadError {
     ReadError::NoLeader {
         reachable: Vec::new(),
     }
-}
-
-/// Milliseconds by a clock that runs during suspend.
-pub(crate) fn boot_ms() -> u64 {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
-    let now = rustix::time::clock_gettime(CLOCK);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds * 1_000 + nanos / 1_000_000
 }
 
 #[cfg(test)]

@@ -31,7 +31,9 @@ mod server;
 mod service;
 mod waiting;
 
-pub use options::{DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, Options, SnapshotPolicy};
+pub use options::{
+    DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+};
 pub use server::{Error, Server};
 
 /// Breaks a rule in this whole process: see `regent_state::faults`.

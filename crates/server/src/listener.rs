@@ -4,6 +4,7 @@
 //! them all by saying nothing (axum's own `serve` has no such bound). When as many stand as may, no more
 //! are accepted until one ends.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use regent_raft::Port;
+use tokio::io::{AsyncRead, AsyncWrite, Join};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -26,8 +29,40 @@ const MAX_CONNECTIONS: usize = 30_000;
 /// Pause after accepting failed: out of files, mostly, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Where connections come from.
+pub(crate) trait Accept: Send {
+    /// A connection.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next one.
+    fn next(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Io = TcpStream;
+
+    async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, from) = TcpListener::accept(self).await?;
+        // Answers and frames are small and somebody waits for each.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, from))
+    }
+}
+
+/// A port of a simulated network.
+pub(crate) struct Simulated(pub(crate) Box<dyn Port>);
+
+impl Accept for Simulated {
+    type Io = Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
+
+    async fn next(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
+        let (stream, from) = self.0.accept().await?;
+        Ok((tokio::io::join(stream.reader, stream.writer), from))
+    }
+}
+
 /// Serves until `stop`, then finishes what is in flight. The caller bounds how long that may take.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -42,7 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
                 .acquire_owned()
                 .await
                 .expect("the semaphore is never closed");
-            (listener.accept().await, place)
+            (listener.next().await, place)
         };
         let (accepted, place) = tokio::select! {
             () = stop.cancelled() => break,
@@ -56,8 +91,6 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
                 continue;
             }
         };
-        // Answers and frames are small and somebody waits for each.
-        let _ = stream.set_nodelay(true);
         let service = router.clone().map_request(move |mut request: Request<_>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(from));
             request

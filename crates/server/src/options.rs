@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use regent_raft::{LogStore, SnapshotPolicy};
+pub use regent_raft::{LogStore, MemoryDisk, SnapshotPolicy, Sockets};
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -48,10 +49,12 @@ pub struct Options {
     pub dev: bool,
     /// What keeps log and vote in the data folder; it never changes for a folder.
     pub log_store: LogStore,
+    /// Log and vote live in this process only (tests), on a disk that outlives the node.
+    pub memory: Option<MemoryDisk>,
     /// When snapshots are taken.
     pub snapshots: SnapshotPolicy,
-    /// Log, vote and snapshots live in this process only (tests).
-    pub in_memory: bool,
+    /// Over what everybody talks in a simulation; none is TCP.
+    pub sockets: Option<Arc<dyn Sockets>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
@@ -77,8 +80,9 @@ impl Options {
             admin_password: None,
             dev: false,
             log_store: LogStore::default(),
+            memory: None,
             snapshots: SnapshotPolicy::default(),
-            in_memory: false,
+            sockets: None,
             http_listener: None,
             peer_listener: None,
         }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Timing};
+use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Tcp, Timing};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,9 +62,8 @@ impl Server {
     /// the cluster is formed and serves is for `/readyz` to say.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         options.check().map_err(Error::Options)?;
-        let http_listener = listen(options.http_listener.take(), options.http)?;
-        let peer_listener = listen(options.peer_listener.take(), options.peer)?;
-        let (http_addr, peer_addr) = (address(&http_listener)?, address(&peer_listener)?);
+        let (http_port, peer_listener) = open(&mut options).await?;
+        let (http_addr, peer_addr) = (options.http, options.peer);
         if options.advertise_http.is_empty() {
             options.advertise_http = format!("http://{http_addr}");
         }
@@ -78,10 +77,9 @@ impl Server {
         }
 
         let leader = Arc::new(Leader::default());
-        let storage = if options.in_memory {
-            Storage::Memory(regent_raft::MemoryDisk::default())
-        } else {
-            Storage::Disk(options.log_store)
+        let storage = match &options.memory {
+            Some(disk) => Storage::Memory(disk.clone()),
+            None => Storage::Disk(options.log_store),
         };
         let raft = regent_raft::Options {
             node: options.node,
@@ -93,7 +91,8 @@ impl Server {
             secret: ClusterSecret::new(&options.secret)?,
             timing: Timing::default(),
             snapshots: options.snapshots.clone(),
-            listener: Some(peer_listener),
+            listener: peer_listener,
+            sockets: options.sockets.clone().unwrap_or_else(|| Arc::new(Tcp)),
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
@@ -115,11 +114,7 @@ impl Server {
         tasks.close();
 
         let router = http::router(service.clone());
-        let listener = tokio::net::TcpListener::from_std(http_listener).map_err(|source| Error::Listen {
-            address: http_addr,
-            source,
-        })?;
-        let http = tokio::spawn(listener::serve(listener, router, http_stop.clone()));
+        let http = tokio::spawn(http_port.serve(router, http_stop.clone()));
         tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
         Ok(Self {
             service,
@@ -140,6 +135,12 @@ impl Server {
     /// Where the peer transport listens.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer_addr
+    }
+
+    /// The replicated state of this node, for a simulation that compares nodes.
+    #[doc(hidden)]
+    pub fn node(&self) -> &Node {
+        self.service.node()
     }
 
     /// Waits until the node cannot go on, and gives the reason. The process should then end with an error.
@@ -179,6 +180,37 @@ impl Server {
         self.tasks.wait().await;
         tracing::info!(node = %self.service.id(), "node stopped");
     }
+}
+
+/// The port of REST and gateway.
+enum HttpPort {
+    Tcp(tokio::net::TcpListener),
+    Simulated(listener::Simulated),
+}
+
+impl HttpPort {
+    async fn serve(self, router: axum::Router, stop: CancellationToken) {
+        match self {
+            Self::Tcp(listener) => listener::serve(listener, router, stop).await,
+            Self::Simulated(port) => listener::serve(port, router, stop).await,
+        }
+    }
+}
+
+/// Opens both ports and notes their addresses. In a simulation the peers' is opened by who serves it.
+async fn open(options: &mut Options) -> Result<(HttpPort, Option<TcpListener>), Error> {
+    if let Some(sockets) = &options.sockets {
+        let address = options.http;
+        let port = sockets.bind(address).await;
+        let port = port.map_err(|source| Error::Listen { address, source })?;
+        return Ok((HttpPort::Simulated(listener::Simulated(port)), None));
+    }
+    let http = listen(options.http_listener.take(), options.http)?;
+    let peer = listen(options.peer_listener.take(), options.peer)?;
+    (options.http, options.peer) = (address(&http)?, address(&peer)?);
+    let address = options.http;
+    let http = tokio::net::TcpListener::from_std(http).map_err(|source| Error::Listen { address, source })?;
+    Ok((HttpPort::Tcp(http), Some(peer)))
 }
 
 fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Error> {

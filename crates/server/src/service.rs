@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rand::RngExt;
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
@@ -201,6 +201,5 @@ impl Service {
 
 /// Wall time, for people; nothing is decided by it.
 pub(crate) fn wall_now() -> Time {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+    Time(regent_raft::clocks::wall_ms())
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Engine, LogError, Promise, Visit};
 
@@ -25,6 +26,7 @@ struct Disk {
     /// Raised by a crash, so that a node that was not stopped cannot write into its successor's disk.
     generation: u64,
     failing: bool,
+    sync_takes: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,15 +61,38 @@ impl Image {
 impl MemoryDisk {
     /// Loses everything that was not synced. Engines opened before it fail from now on.
     pub fn crash(&self) {
+        self.crash_keeping(|_| 0);
+    }
+
+    /// The same, but the first of the writes that were not synced had reached the disk by themselves: as many as
+    /// `kept` chooses of so many that there are.
+    pub fn crash_keeping(&self, kept: impl FnOnce(usize) -> usize) {
         let mut disk = self.lock();
+        let unsynced = std::mem::take(&mut disk.unsynced);
+        let kept = kept(unsynced.len());
+        for write in unsynced.into_iter().take(kept) {
+            disk.durable.apply(write);
+        }
         disk.volatile = disk.durable.clone();
-        disk.unsynced.clear();
         disk.generation += 1;
     }
 
     /// Makes every write and sync fail from now on, or work again.
     pub fn set_failing(&self, failing: bool) {
         self.lock().failing = failing;
+    }
+
+    /// How long a sync takes from now on.
+    pub fn set_sync_takes(&self, time: Duration) {
+        self.lock().sync_takes = time;
+    }
+
+    /// Passes the time that a sync takes.
+    pub(super) async fn take_time(&self) {
+        let time = self.lock().sync_takes;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
     }
 
     /// Flips one bit of the durable record of `index`, counted from its first byte.

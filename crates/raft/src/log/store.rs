@@ -17,8 +17,9 @@ use tracing::{error, info, warn};
 
 use super::tail::{Tail, weight};
 use super::writer::{self, Answer, COMMITTED, PURGED, PanicGuard, Position, VOTE, Work};
-use super::{Engine, LogError, MAX_METADATA, READ_BATCH_BYTES, record};
+use super::{Engine, LogError, MAX_METADATA, MemoryDisk, READ_BATCH_BYTES, record};
 use crate::config::{Entry, LogId, TypeConfig, Vote};
+use crate::offload::Offload;
 
 /// Items that may wait for the writer.
 const QUEUE_ITEMS: usize = 4_096;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     known: Mutex<Known>,
     budget: Arc<Semaphore>,
     failed: watch::Sender<Option<String>>,
+    offload: Offload,
     // Last: dropped after the engine, so that who sees it closed may open the engine again.
     ended: watch::Sender<()>,
 }
@@ -70,6 +72,41 @@ impl Log {
     /// A damaged log is refused: a record that is missing, misplaced, unreadable or out of order, or a log
     /// or vote that is older than what this node has promised.
     pub(crate) fn open(engine: Arc<dyn Engine>) -> Result<Self, LogError> {
+        let (log, receiver, position) = Self::begin(engine, Offload::Threads)?;
+        let for_writer = Arc::clone(&log.shared);
+        std::thread::Builder::new()
+            .name("raft-log".to_owned())
+            .spawn(move || {
+                let _guard = PanicGuard(Arc::clone(&for_writer));
+                writer::run(&for_writer, receiver, position);
+            })
+            .map_err(|source| LogError::File {
+                path: log.shared.engine.place().into(),
+                what: "cannot start the writer thread",
+                source,
+            })?;
+        Ok(log)
+    }
+
+    /// The same on the in-memory twin, with the writer as a task of the runtime that this is called in.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub(crate) fn in_memory(disk: MemoryDisk) -> Result<Self, LogError> {
+        let (log, receiver, position) = Self::begin(disk.engine(), Offload::InPlace)?;
+        let for_writer = Arc::clone(&log.shared);
+        tokio::spawn(async move {
+            let _guard = PanicGuard(Arc::clone(&for_writer));
+            writer::run_as_task(&for_writer, receiver, position, &disk).await;
+        });
+        Ok(log)
+    }
+
+    /// Checks everything that `engine` holds; the writer is the caller's to start.
+    fn begin(
+        engine: Arc<dyn Engine>,
+        offload: Offload,
+    ) -> Result<(Self, mpsc::Receiver<Work>, Position), LogError> {
         let known = recover(&*engine)?;
         info!(
             place = engine.place(),
@@ -89,22 +126,16 @@ impl Log {
             known: Mutex::new(known),
             budget: Arc::new(Semaphore::new(QUEUE_BYTES)),
             failed: watch::Sender::new(None),
+            offload,
             ended: watch::Sender::new(()),
         });
         let (queue, receiver) = mpsc::channel(QUEUE_ITEMS);
-        let for_writer = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("raft-log".to_owned())
-            .spawn(move || {
-                let _guard = PanicGuard(Arc::clone(&for_writer));
-                writer::run(&for_writer, receiver, position);
-            })
-            .map_err(|source| LogError::File {
-                path: shared.engine.place().into(),
-                what: "cannot start the writer thread",
-                source,
-            })?;
-        Ok(Self { queue, shared })
+        Ok((Self { queue, shared }, receiver, position))
+    }
+
+    /// Where this node does what blocks.
+    pub(crate) fn offload(&self) -> Offload {
+        self.shared.offload
     }
 
     /// The first error, once there is one. The node must stop then: the log refuses everything.
@@ -231,10 +262,10 @@ impl Log {
         Ok(entries)
     }
 
-    /// Reads consecutive entries that left memory; the blocking part runs on its own thread.
+    /// Reads consecutive entries that left memory.
     async fn read_engine(&self, start: u64, end: u64, max_bytes: usize) -> Result<VecDeque<Entry>, LogError> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || {
+        let read = self.shared.offload.run(move || {
             let mut entries = VecDeque::new();
             let mut bytes = 0;
             let mut expected = start;
@@ -252,9 +283,8 @@ impl Log {
                 Ok(true)
             })?;
             Ok(entries)
-        })
-        .await
-        .map_err(|_| LogError::Closed)?
+        });
+        read.await.map_err(|_| LogError::Closed)?
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Log, LogError, LogStore, MemoryDisk, record};
 use crate::config::{Entry, LeaderId, LogId, Payload, Proposal, TypeConfig, Vote};
 use crate::error::StartError;
+use crate::offload::Offload;
 use crate::snapshot::SnapshotStore;
 
 /// The node that all entries here are of.
@@ -169,7 +170,7 @@ impl Workbench {
 pub async fn look(data: &Path) -> Result<Held, StartError> {
     let store = LogStore::begun_in(data).unwrap_or_default();
     let mut bench = Workbench::open(data, store)?;
-    let (snapshots, _) = SnapshotStore::open(data, bench.log.purged())?;
+    let (snapshots, _) = SnapshotStore::open(data, bench.log.purged(), Offload::Threads)?;
     let newest = snapshots.newest().and_then(|(meta, _)| meta.last_log_id);
     let mut held = bench
         .held()

@@ -1,4 +1,4 @@
-//! The one thread that writes.
+//! The one thread that writes; over the in-memory twin it is a task.
 //!
 //! It takes all work that waits, hands it to the engine in order, syncs once and then completes everything
 //! in order. While a sync runs the next batch gathers by itself, so nothing ever lingers for company. Votes
@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::{error, info};
 
 use super::store::Shared;
-use super::{LogError, Promise, record};
+use super::{LogError, MemoryDisk, Promise, record};
 use crate::config::{Entry, LogId, TypeConfig, Vote};
 
 /// Most items that share one sync. Their bytes are bounded by the queue's budget; this bounds how long the
@@ -91,7 +91,6 @@ impl Position {
 /// Runs until every sender of `queue` is gone and its items are done.
 pub(super) fn run(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Work>, mut position: Position) {
     let mut purging = false;
-    let mut batch = Vec::new();
     loop {
         let first = if purging {
             match queue.try_recv() {
@@ -105,32 +104,63 @@ pub(super) fn run(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Work>, mut pos
                 None => break,
             }
         };
-        batch.extend(first);
-        while !batch.is_empty() && batch.len() < MAX_BATCH {
-            match queue.try_recv() {
-                Ok(work) => batch.push(work),
-                Err(_) => break,
-            }
-        }
+        let batch = gather(first, &mut queue);
         purging |= batch.iter().any(|work| matches!(work, Work::Purge(_)));
         if !batch.is_empty() {
-            write_batch(shared, &mut position, batch.drain(..));
+            let written = write(shared, &mut position, batch);
+            finish(shared, &mut position, written);
         }
         if purging {
             let first = position.purged.map_or(0, |purged| purged.index + 1);
             purging = purge_step(shared, first);
         }
     }
-    // Nobody waits for it: it goes with what is synced when the engine is closed.
-    if shared.check().is_ok()
-        && let Err(cause) = note_committed(shared, &mut position)
-    {
-        shared.poison(&cause);
-    }
-    info!("the raft log is closed");
+    end(shared, &mut position);
 }
 
-fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<Item = Work>) {
+/// The same as a task, on a disk that takes its time to sync: in between a crash loses what was written.
+pub(super) async fn run_as_task(
+    shared: &Arc<Shared>,
+    mut queue: mpsc::Receiver<Work>,
+    mut position: Position,
+    disk: &MemoryDisk,
+) {
+    while let Some(first) = queue.recv().await {
+        let batch = gather(Some(first), &mut queue);
+        let mut purging = batch.iter().any(|work| matches!(work, Work::Purge(_)));
+        let written = write(shared, &mut position, batch);
+        if written.must_sync {
+            disk.take_time().await;
+        }
+        finish(shared, &mut position, written);
+        while purging {
+            let first = position.purged.map_or(0, |purged| purged.index + 1);
+            purging = purge_step(shared, first);
+        }
+    }
+    end(shared, &mut position);
+}
+
+/// `first` and what waits behind it.
+fn gather(first: Option<Work>, queue: &mut mpsc::Receiver<Work>) -> Vec<Work> {
+    let mut batch = Vec::from_iter(first);
+    while !batch.is_empty() && batch.len() < MAX_BATCH {
+        match queue.try_recv() {
+            Ok(work) => batch.push(work),
+            Err(_) => break,
+        }
+    }
+    batch
+}
+
+/// A batch that the engine has, but that is not durable yet.
+struct Written {
+    done: Vec<Done>,
+    must_sync: bool,
+    outcome: Result<(), LogError>,
+}
+
+fn write(shared: &Shared, position: &mut Position, batch: Vec<Work>) -> Written {
     let mut done = Vec::new();
     let mut must_sync = false;
     let mut outcome = shared.check();
@@ -151,6 +181,20 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
     if outcome.is_ok() {
         outcome = run.store(shared);
     }
+    Written {
+        done,
+        must_sync,
+        outcome,
+    }
+}
+
+/// Makes the batch durable and answers those who wait for it.
+fn finish(shared: &Shared, position: &mut Position, written: Written) {
+    let Written {
+        done,
+        must_sync,
+        mut outcome,
+    } = written;
     if outcome.is_ok() && must_sync {
         outcome = note_committed(shared, position).and_then(|()| shared.engine.sync(&position.promise()));
     }
@@ -168,6 +212,16 @@ fn write_batch(shared: &Shared, position: &mut Position, batch: impl Iterator<It
             }
         }
     }
+}
+
+fn end(shared: &Shared, position: &mut Position) {
+    // Nobody waits for it: it goes with what is synced when the engine is closed.
+    if shared.check().is_ok()
+        && let Err(cause) = note_committed(shared, position)
+    {
+        shared.poison(&cause);
+    }
+    info!("the raft log is closed");
 }
 
 /// Stores what is committed, if that is news. It only says how far a restarted node may apply before it has heard of

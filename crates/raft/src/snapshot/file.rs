@@ -5,18 +5,18 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufReader, Seek};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use regent_state::State;
-use tokio::io::AsyncWriteExt;
-use tokio::task::spawn_blocking;
 
 use super::SnapshotError;
 use super::format::{self, Header};
 use super::store::{self, BUFFER, PART, load};
+use crate::offload::Offload;
 
 /// A complete snapshot file: openraft's `SnapshotData`.
 ///
@@ -30,6 +30,7 @@ pub(crate) struct SnapshotFile {
     content: Option<Arc<(Header, State)>>,
     /// It was found damaged after it had been stored.
     spoiled: Arc<AtomicBool>,
+    offload: Offload,
 }
 
 impl fmt::Debug for SnapshotFile {
@@ -42,34 +43,38 @@ impl fmt::Debug for SnapshotFile {
 
 impl SnapshotFile {
     /// A file that the store keeps.
-    pub(super) fn stored(path: PathBuf) -> Self {
+    pub(super) fn stored(path: PathBuf, offload: Offload) -> Self {
         Self {
             path,
             part: None,
             content: None,
             spoiled: Arc::default(),
+            offload,
         }
     }
 
     /// Checks the file, opens it for sending and gives its size in bytes. The open file stays readable even when
     /// newer snapshots make the store delete this one. One that is damaged is never opened again: the store writes
     /// a new one when it is asked the next time.
-    pub(crate) async fn open(&self) -> io::Result<(tokio::fs::File, u64)> {
+    pub(crate) async fn open(&self) -> io::Result<(Outgoing, u64)> {
         let path = self.path.clone();
-        let opened = spawn_blocking(move || {
+        let opened = self.offload.run(move || {
             let mut file = File::open(&path)?;
             let checked = format::check(&path, &mut BufReader::with_capacity(BUFFER, &file));
             file.rewind()?;
-            Ok::<_, io::Error>((file, checked))
+            let size = file.metadata()?.len();
+            Ok::<_, io::Error>((file, size, checked))
         });
-        let (file, checked) = opened.await.map_err(io::Error::other)??;
+        let (file, size, checked) = opened.await??;
         if let Err(error) = checked {
             self.spoiled.store(true, Ordering::Relaxed);
             return Err(error.into());
         }
-        let file = tokio::fs::File::from_std(file);
-        let size = file.metadata().await?.len();
-        Ok((file, size))
+        let outgoing = Outgoing {
+            file: Arc::new(file),
+            offload: self.offload,
+        };
+        Ok((outgoing, size))
     }
 
     /// Whether it was found damaged after it had been stored.
@@ -96,52 +101,75 @@ impl SnapshotFile {
     }
 }
 
+/// A snapshot that is being sent.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    file: Arc<File>,
+    offload: Offload,
+}
+
+impl Outgoing {
+    /// The next so many bytes.
+    pub(crate) async fn read(&mut self, bytes: usize) -> io::Result<Vec<u8>> {
+        let file = self.file.clone();
+        let read = self.offload.run(move || {
+            let mut chunk = vec![0; bytes];
+            (&*file).read_exact(&mut chunk)?;
+            Ok(chunk)
+        });
+        read.await?
+    }
+}
+
 /// A snapshot that is being received, byte for byte as the sender has it.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    file: tokio::fs::File,
+    file: Arc<File>,
     part: PartFile,
+    offload: Offload,
 }
 
 impl Incoming {
     /// Begins a part file in the snapshot folder of the data folder `data`.
-    pub(crate) async fn create(data: &Path) -> io::Result<Self> {
+    pub(crate) async fn create(data: &Path, offload: Offload) -> io::Result<Self> {
         /// Two transfers may overlap when the first one's connection died unnoticed.
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = store::folder(data);
-        tokio::fs::create_dir_all(&folder).await?;
         let path = folder.join(format!("received-{number}.{PART}"));
-        let part = PartFile(path.clone());
-        let file = tokio::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .await?;
-        Ok(Self { file, part })
+        let created = offload.run(move || {
+            std::fs::create_dir_all(&folder)?;
+            let part = PartFile(path);
+            let file = File::create(&part.0)?;
+            Ok::<_, io::Error>((Arc::new(file), part))
+        });
+        let (file, part) = created.await??;
+        Ok(Self { file, part, offload })
     }
 
     /// Appends the next bytes.
-    pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes).await
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let file = self.file.clone();
+        self.offload.run(move || (&*file).write_all(&bytes)).await?
     }
 
     /// Ends it: synced, read and checked, but not named yet; installing does that.
-    pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
-        self.file.flush().await?;
-        self.file.sync_all().await?;
+    pub(crate) async fn finish(self) -> io::Result<SnapshotFile> {
         let path = self.part.0.clone();
-        let content = spawn_blocking({
+        let content = self.offload.run({
             let path = path.clone();
-            move || load(&path)
+            move || {
+                self.file.sync_all()?;
+                Ok::<_, io::Error>(load(&path)?)
+            }
         });
-        let content = content.await.map_err(io::Error::other)??;
+        let content = content.await??;
         Ok(SnapshotFile {
             path,
             part: Some(Arc::new(self.part)),
             content: Some(Arc::new(content)),
             spoiled: Arc::default(),
+            offload: self.offload,
         })
     }
 }

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::file::PartFile;
 use super::{SnapshotError, SnapshotFile, format};
 use crate::config::{LogId, SnapshotMeta};
+use crate::offload::Offload;
 
 /// Snapshots that are kept: the newest, and one to fall back to when it turns out damaged.
 const KEPT: usize = 2;
@@ -39,6 +40,7 @@ struct Inner {
     /// The newest complete snapshot. The lock also makes one commit at a time.
     current: Mutex<Option<(SnapshotMeta, SnapshotFile)>>,
     parts: AtomicU64,
+    offload: Offload,
 }
 
 /// A snapshot that was read and checked.
@@ -58,6 +60,7 @@ impl SnapshotStore {
     pub(crate) fn open(
         data: &Path,
         purged: Option<LogId>,
+        offload: Offload,
     ) -> Result<(Self, Option<Restored>), SnapshotError> {
         let folder = folder(data);
         fs::create_dir_all(&folder).map_err(failed(&folder, "cannot create the snapshot folder"))?;
@@ -65,6 +68,7 @@ impl SnapshotStore {
             folder,
             current: Mutex::new(None),
             parts: AtomicU64::new(0),
+            offload,
         }));
         for part in store.list(PART)? {
             fs::remove_file(&part).map_err(failed(&part, "cannot remove an unfinished snapshot"))?;
@@ -81,7 +85,7 @@ impl SnapshotStore {
                     }
                     let meta = header.meta();
                     info!(path = %path.display(), last = ?meta.last_log_id, "state restored from a snapshot");
-                    *store.current() = Some((meta.clone(), SnapshotFile::stored(path)));
+                    *store.current() = Some((meta.clone(), SnapshotFile::stored(path, offload)));
                     store.set_aside(&damaged)?;
                     return Ok((store, Some(Restored { meta, state })));
                 }
@@ -187,7 +191,7 @@ impl SnapshotStore {
         let path = self.0.folder.join(name(meta.last_log_id));
         fs::rename(part, &path).map_err(failed(&path, "cannot name the snapshot"))?;
         self.sync_folder()?;
-        let file = SnapshotFile::stored(path);
+        let file = SnapshotFile::stored(path, self.0.offload);
         if current
             .as_ref()
             .is_none_or(|(newest, _)| newest.last_log_id <= meta.last_log_id)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use bytes::Bytes;
 use regent_state::{Leadership, Meta, State};
 use regent_types::{NodeId, Revision};
 
@@ -11,6 +12,7 @@ use super::store::Restored;
 use super::*;
 use crate::config::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership};
 use crate::machine::tests::request;
+use crate::offload::Offload;
 
 fn id(index: u64) -> LogId {
     LogId {
@@ -65,13 +67,13 @@ fn files(data: &Path, extension: &str) -> Vec<PathBuf> {
 #[test]
 fn a_snapshot_of_many_frames_round_trips() {
     let data = tempfile::tempdir().unwrap();
-    let (store, restored) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, restored) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     assert!(restored.is_none());
     let state = state(200, 20_000);
     store.write(&state, &meta(200)).unwrap();
     assert_eq!(store.newest().unwrap().0, meta(200));
 
-    let (store, restored) = SnapshotStore::open(data.path(), Some(id(200))).unwrap();
+    let (store, restored) = SnapshotStore::open(data.path(), Some(id(200)), Offload::Threads).unwrap();
     let restored = restored.unwrap();
     assert_eq!(restored.meta, meta(200));
     assert_eq!(restored.state.content_digest(), state.content_digest());
@@ -82,13 +84,13 @@ fn a_snapshot_of_many_frames_round_trips() {
 #[test]
 fn a_snapshot_of_the_first_version_is_read() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     let state = state(20, 1_000);
     store.write(&state, &meta(20)).unwrap();
     let path = files(data.path(), "snapshot").remove(0);
     let old = format::in_version_1(&fs::read(&path).unwrap(), state.content_digest());
     fs::write(&path, old).unwrap();
-    let (_, restored) = SnapshotStore::open(data.path(), Some(id(20))).unwrap();
+    let (_, restored) = SnapshotStore::open(data.path(), Some(id(20)), Offload::Threads).unwrap();
     let restored = restored.unwrap();
     assert_eq!(restored.meta, meta(20));
     assert_eq!(restored.state.content_digest(), state.content_digest());
@@ -97,13 +99,13 @@ fn a_snapshot_of_the_first_version_is_read() {
 #[test]
 fn the_newest_two_are_kept_and_unfinished_ones_are_removed() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     for count in [5, 10, 15] {
         store.write(&state(count, 10), &meta(count)).unwrap();
     }
     assert_eq!(files(data.path(), "snapshot").len(), 2);
     fs::write(data.path().join("snapshots/written-7.part"), b"half").unwrap();
-    let (_, restored) = SnapshotStore::open(data.path(), None).unwrap();
+    let (_, restored) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     assert_eq!(restored.unwrap().meta, meta(15));
     assert!(files(data.path(), "part").is_empty());
 }
@@ -111,7 +113,7 @@ fn the_newest_two_are_kept_and_unfinished_ones_are_removed() {
 #[test]
 fn every_cut_and_every_flipped_bit_is_refused() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     store.write(&state(6, 40), &meta(6)).unwrap();
     let path = files(data.path(), "snapshot").remove(0);
     let whole = fs::read(&path).unwrap();
@@ -154,7 +156,7 @@ fn every_cut_and_every_flipped_bit_is_refused() {
 #[test]
 fn a_missing_frame_is_refused() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     store.write(&state(100, 20_000), &meta(100)).unwrap();
     let path = files(data.path(), "snapshot").remove(0);
     let whole = fs::read(&path).unwrap();
@@ -171,7 +173,7 @@ fn a_missing_frame_is_refused() {
 #[test]
 fn an_older_snapshot_stands_in_only_when_the_log_reaches_it() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     store.write(&state(5, 10), &meta(5)).unwrap();
     store.write(&state(10, 10), &meta(10)).unwrap();
     let newest = files(data.path(), "snapshot").pop().unwrap();
@@ -181,7 +183,7 @@ fn an_older_snapshot_stands_in_only_when_the_log_reaches_it() {
     fs::write(&newest, bytes).unwrap();
 
     // The log begins at 8: from 5 it cannot be reached.
-    let refused = SnapshotStore::open(data.path(), Some(id(7))).unwrap_err();
+    let refused = SnapshotStore::open(data.path(), Some(id(7)), Offload::Threads).unwrap_err();
     let text = refused.to_string();
     assert!(
         text.contains("the log begins after index 7") && text.contains("is damaged"),
@@ -195,7 +197,7 @@ fn an_older_snapshot_stands_in_only_when_the_log_reaches_it() {
     );
 
     // The log begins at 6: the older snapshot and the log have everything.
-    let (store, restored) = SnapshotStore::open(data.path(), Some(id(5))).unwrap();
+    let (store, restored) = SnapshotStore::open(data.path(), Some(id(5)), Offload::Threads).unwrap();
     assert_eq!(restored.unwrap().meta, meta(5));
     assert_eq!(files(data.path(), "damaged").len(), 1);
     store.write(&state(9, 10), &meta(9)).unwrap();
@@ -205,17 +207,17 @@ fn an_older_snapshot_stands_in_only_when_the_log_reaches_it() {
 #[tokio::test]
 async fn a_received_snapshot_is_checked_before_it_counts() {
     let from = tempfile::tempdir().unwrap();
-    let (sender, _) = SnapshotStore::open(from.path(), None).unwrap();
+    let (sender, _) = SnapshotStore::open(from.path(), None, Offload::Threads).unwrap();
     let file = sender.write(&state(50, 3_000), &meta(50)).unwrap();
     let (mut open, size) = file.open().await.unwrap();
-    let mut bytes = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut open, &mut bytes)
-        .await
-        .unwrap();
-    assert_eq!(bytes.len() as u64, size);
+    let bytes = open.read(usize::try_from(size).unwrap()).await.unwrap();
+    assert!(
+        open.read(1).await.is_err(),
+        "there is nothing behind what was announced"
+    );
 
     let to = tempfile::tempdir().unwrap();
-    let (receiver, _) = SnapshotStore::open(to.path(), None).unwrap();
+    let (receiver, _) = SnapshotStore::open(to.path(), None, Offload::Threads).unwrap();
     let torn = receive(to.path(), &bytes[..bytes.len() - 3], &receiver, &meta(50)).await;
     assert!(torn.unwrap_err().to_string().contains("it ends too early"));
     receive(to.path(), &bytes, &receiver, &meta(49))
@@ -231,7 +233,7 @@ async fn a_received_snapshot_is_checked_before_it_counts() {
     assert_eq!(restored.state.content_digest(), state(50, 3_000).content_digest());
     assert_eq!(receiver.newest().unwrap().0, meta(50));
     assert!(files(to.path(), "part").is_empty());
-    let (_, again) = SnapshotStore::open(to.path(), Some(id(50))).unwrap();
+    let (_, again) = SnapshotStore::open(to.path(), Some(id(50)), Offload::Threads).unwrap();
     assert_eq!(again.unwrap().meta, meta(50));
 }
 
@@ -241,9 +243,9 @@ async fn receive(
     store: &SnapshotStore,
     meta: &SnapshotMeta,
 ) -> io::Result<Restored> {
-    let mut incoming = Incoming::create(data).await.unwrap();
+    let mut incoming = Incoming::create(data, Offload::Threads).await.unwrap();
     for chunk in bytes.chunks(1_000) {
-        incoming.write(chunk).await.unwrap();
+        incoming.write(Bytes::copy_from_slice(chunk)).await.unwrap();
     }
     Ok(store.install(meta, &incoming.finish().await?)?)
 }
@@ -252,7 +254,7 @@ async fn receive(
 #[tokio::test]
 async fn a_snapshot_that_rotted_is_not_sent_and_is_replaced() {
     let data = tempfile::tempdir().unwrap();
-    let (store, _) = SnapshotStore::open(data.path(), None).unwrap();
+    let (store, _) = SnapshotStore::open(data.path(), None, Offload::Threads).unwrap();
     let file = store.write(&state(50, 3_000), &meta(50)).unwrap();
     file.open().await.unwrap();
     assert!(!store.drop_spoiled().unwrap());

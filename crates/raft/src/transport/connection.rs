@@ -1,15 +1,15 @@
-//! One TCP connection that carries frames.
+//! One connection that carries frames.
 
 use futures::{SinkExt, StreamExt};
 use regent_types::NodeId;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::wire::{decode, encode};
 use crate::codec::CodecError;
 use crate::identity::Refusal;
+use crate::sockets::Stream;
 
 /// Why a connection could not be made or is over.
 #[derive(Debug, thiserror::Error)]
@@ -45,22 +45,19 @@ impl LinkError {
 /// A framed connection to one peer.
 pub(crate) struct Connection {
     pub(crate) peer: NodeId,
-    pub(crate) reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
-    pub(crate) writer: FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>,
+    pub(crate) reader: FramedRead<Box<dyn AsyncRead + Send + Unpin>, LengthDelimitedCodec>,
+    pub(crate) writer: FramedWrite<Box<dyn AsyncWrite + Send + Unpin>, LengthDelimitedCodec>,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, peer: NodeId, max_frame: usize) -> std::io::Result<Self> {
-        // Every frame is wanted at once; batching is done above.
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
+    pub(crate) fn new(stream: Stream, peer: NodeId, max_frame: usize) -> Self {
         let mut link = Self {
             peer,
-            reader: FramedRead::new(read, LengthDelimitedCodec::new()),
-            writer: FramedWrite::new(write, LengthDelimitedCodec::new()),
+            reader: FramedRead::new(stream.reader, LengthDelimitedCodec::new()),
+            writer: FramedWrite::new(stream.writer, LengthDelimitedCodec::new()),
         };
         link.set_max_frame(max_frame);
-        Ok(link)
+        link
     }
 
     pub(crate) fn set_max_frame(&mut self, bytes: usize) {

@@ -12,13 +12,13 @@ use hmac::{Hmac, KeyInit, Mac};
 use regent_types::NodeId;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::connection::{Connection, LinkError};
 use super::wire::{PROTOCOL, Purpose, decode, encode};
 use crate::identity::{ClusterName, Identity, Incarnation, Refusal};
 use crate::options::ClusterSecret;
+use crate::sockets::Stream;
 
 /// How long the whole handshake may take. Three messages; a peer that needs longer is stuck.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -105,8 +105,8 @@ pub(crate) async fn dial(
     purpose: Purpose,
 ) -> Result<Connection, LinkError> {
     let attempt = async {
-        let stream = TcpStream::connect(addr).await?;
-        let mut link = Connection::new(stream, to, HANDSHAKE_MAX_FRAME)?;
+        let stream = identity.sockets().connect(addr).await?;
+        let mut link = Connection::new(stream, to, HANDSHAKE_MAX_FRAME);
         let (cluster, incarnation) = (identity.cluster_name(), identity.incarnation());
         let hello = encode(&Hello::new(
             purpose,
@@ -158,12 +158,9 @@ pub(crate) async fn dial(
 }
 
 /// The server's side: proves itself, checks the proof, asks `identity` whether the two may talk.
-pub(crate) async fn accept(
-    identity: &Identity,
-    stream: TcpStream,
-) -> Result<(Connection, Purpose), LinkError> {
+pub(crate) async fn accept(identity: &Identity, stream: Stream) -> Result<(Connection, Purpose), LinkError> {
     let attempt = async {
-        let mut link = Connection::new(stream, NodeId(0), HANDSHAKE_MAX_FRAME)?;
+        let mut link = Connection::new(stream, NodeId(0), HANDSHAKE_MAX_FRAME);
         let first = link.reader.next().await.ok_or(LinkError::Closed)??.freeze();
         // Another version's hello may not even decode: look at the version byte alone.
         if first.first() != Some(&PROTOCOL) {
@@ -209,11 +206,13 @@ pub(crate) async fn accept(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::identity::Record;
+    use crate::sockets::Tcp;
 
     fn identity(node: u64) -> Identity {
         let members: BTreeMap<NodeId, String> =
@@ -227,6 +226,7 @@ mod tests {
             record,
             members,
             ClusterSecret::new("the secret of this cluster").unwrap(),
+            Arc::new(Tcp),
         )
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let (client, server) = (identity(2), identity(1));
         let accepted = async {
             let (stream, _) = listener.accept().await.unwrap();
-            accept(&server, stream).await
+            accept(&server, Stream::from_tcp(stream).unwrap()).await
         };
         let (dialled, accepted) = tokio::join!(dial(&client, NodeId(1), &addr, Purpose::Identity), accepted);
         assert_eq!(dialled.unwrap().peer, NodeId(1));
@@ -260,8 +260,8 @@ mod tests {
         let mut old_proof = None;
         for attempt in ["no proof", "a good proof, kept", "the kept proof again"] {
             let client = async {
-                let stream = TcpStream::connect(&addr).await.unwrap();
-                let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME).unwrap();
+                let stream = Stream::from_tcp(TcpStream::connect(&addr).await.unwrap()).unwrap();
+                let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME);
                 let name = identity(2).cluster_name();
                 let hello = encode(&Hello::new(Purpose::Identity, name, 2, 1, Incarnation([2; 16])));
                 link.writer.send(hello.clone()).await.unwrap();
@@ -289,7 +289,7 @@ mod tests {
             };
             let accepted = async {
                 let (stream, _) = listener.accept().await.unwrap();
-                accept(&server, stream).await
+                accept(&server, Stream::from_tcp(stream).unwrap()).await
             };
             let (told, accepted) = tokio::join!(client, accepted);
             if attempt == "a good proof, kept" {
@@ -310,15 +310,15 @@ mod tests {
         let (listener, addr) = server().await;
         let server = identity(1);
         let client = async {
-            let stream = TcpStream::connect(&addr).await.unwrap();
-            let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME).unwrap();
+            let stream = Stream::from_tcp(TcpStream::connect(&addr).await.unwrap()).unwrap();
+            let mut link = Connection::new(stream, NodeId(1), HANDSHAKE_MAX_FRAME);
             let foreign = bytes::Bytes::from_static(&[PROTOCOL + 1, 0, 0]);
             link.writer.send(foreign).await.unwrap();
             link.receive::<ServerReply>().await.unwrap()
         };
         let accepted = async {
             let (stream, _) = listener.accept().await.unwrap();
-            accept(&server, stream).await
+            accept(&server, Stream::from_tcp(stream).unwrap()).await
         };
         let (told, accepted) = tokio::join!(client, accepted);
         assert!(matches!(told, ServerReply::Protocol(PROTOCOL)));

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use regent_types::NodeId;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +19,8 @@ use super::wire::{Purpose, Request, Response, decode, encode};
 use super::{replicate, snapshot};
 use crate::identity::{Identity, Refusal};
 use crate::machine::Raft;
+use crate::offload::Offload;
+use crate::sockets::{Port, Stream};
 
 /// Connections at once. A member holds five to each other member; the rest is room for strangers that
 /// never get past the handshake.
@@ -39,13 +40,15 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn raft(&self) -> Option<Raft>;
     /// Where snapshots that arrive are written.
     fn data(&self) -> &Path;
+    /// Where their files are written.
+    fn offload(&self) -> Offload;
     /// A frame of this peer arrived.
     fn heard(&self, from: NodeId);
 }
 
 /// Accepts until `stop`. Every connection ends with `stop` too.
 pub(crate) async fn run(
-    listener: TcpListener,
+    mut listener: Box<dyn Port>,
     identity: Arc<Identity>,
     host: Arc<impl Host>,
     tasks: TaskTracker,
@@ -104,7 +107,7 @@ fn note(error: &LinkError, from: IpAddr, seen: &Mutex<BTreeSet<String>>) {
     }
 }
 
-async fn serve(stream: TcpStream, identity: &Identity, host: Arc<impl Host>) -> LinkError {
+async fn serve(stream: Stream, identity: &Identity, host: Arc<impl Host>) -> LinkError {
     let (connection, purpose) = match accept(identity, stream).await {
         Ok(accepted) => accepted,
         Err(error) => return error,
@@ -119,7 +122,7 @@ async fn serve(stream: TcpStream, identity: &Identity, host: Arc<impl Host>) -> 
             None => Refusal::NotSettled.into(),
         },
         Purpose::Snapshot => match host.raft() {
-            Some(raft) => snapshot::receive(connection, &raft, host.data()).await,
+            Some(raft) => snapshot::receive(connection, &raft, host.data(), host.offload()).await,
             None => Refusal::NotSettled.into(),
         },
     }

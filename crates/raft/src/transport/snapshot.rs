@@ -10,7 +10,6 @@ use openraft::error::{NetworkError, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::SnapshotResponse;
 use regent_types::NodeId;
-use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::connection::{Connection, LinkError};
@@ -19,6 +18,7 @@ use super::wire::{Purpose, SnapshotAck, SnapshotFrame};
 use crate::config::{LeaderId, Member, TypeConfig, Vote};
 use crate::identity::Identity;
 use crate::machine::Raft;
+use crate::offload::Offload;
 use crate::snapshot::{Incoming, SnapshotFile};
 
 /// Bytes of one chunk: what either side buffers of a snapshot.
@@ -63,12 +63,10 @@ pub(crate) async fn send(
 
     let mut crc = crc32fast::Hasher::new();
     let mut left = size;
-    let mut chunk = vec![0; CHUNK];
     while left > 0 {
         let want = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
-        file.read_exact(&mut chunk[..want]).await.map_err(storage)?;
-        crc.update(&chunk[..want]);
-        let bytes = Bytes::copy_from_slice(&chunk[..want]);
+        let bytes = Bytes::from(file.read(want).await.map_err(storage)?);
+        crc.update(&bytes);
         put(&mut link, &SnapshotFrame::Chunk(bytes))
             .await
             .map_err(network)?;
@@ -94,8 +92,8 @@ async fn put(link: &mut Connection, frame: &SnapshotFrame) -> Result<(), LinkErr
 }
 
 /// Receives one snapshot into `folder` and has openraft install it.
-pub(crate) async fn receive(mut link: Connection, raft: &Raft, folder: &Path) -> LinkError {
-    let ack = match take(&mut link, raft, folder).await {
+pub(crate) async fn receive(mut link: Connection, raft: &Raft, folder: &Path, offload: Offload) -> LinkError {
+    let ack = match take(&mut link, raft, folder, offload).await {
         Ok(vote) => SnapshotAck::Done(vote),
         Err(Broken::Link(error)) => return error,
         Err(Broken::Here(why)) => {
@@ -126,14 +124,14 @@ impl From<std::io::Error> for Broken {
     }
 }
 
-async fn take(link: &mut Connection, raft: &Raft, folder: &Path) -> Result<Vote, Broken> {
+async fn take(link: &mut Connection, raft: &Raft, folder: &Path, offload: Offload) -> Result<Vote, Broken> {
     let SnapshotFrame::Begin { vote, meta, size } = get(link).await? else {
         return Err(Broken::Here(
             "a snapshot must begin with what it covers".to_owned(),
         ));
     };
     tracing::info!(peer = %link.peer, size, last = ?meta.last_log_id, "receiving a snapshot");
-    let mut incoming = Incoming::create(folder).await?;
+    let mut incoming = Incoming::create(folder, offload).await?;
     let mut crc = crc32fast::Hasher::new();
     let mut left = size;
     loop {
@@ -144,7 +142,7 @@ async fn take(link: &mut Connection, raft: &Raft, folder: &Path) -> Result<Vote,
                     .checked_sub(bytes.len() as u64)
                     .ok_or_else(|| Broken::Here("more bytes than were announced".to_owned()))?;
                 crc.update(&bytes);
-                incoming.write(&bytes).await?;
+                incoming.write(bytes).await?;
             }
             SnapshotFrame::End { crc: theirs } if left == 0 && theirs == crc.clone().finalize() => break,
             SnapshotFrame::End { .. } => {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use regent_raft::{
     ClusterSecret, MemoryDisk, Node, Options, PeerService, ProposeError, Proposed, SnapshotPolicy,
-    StartError, Storage, Timing,
+    StartError, Storage, Tcp, Timing,
 };
 use regent_state::operation::InitCluster;
 use regent_state::{Caller, Operation, Request};
@@ -159,6 +159,7 @@ impl Cluster {
             timing: Timing::default(),
             snapshots: self.snapshots.clone(),
             listener: Some(listener),
+            sockets: Arc::new(Tcp),
             storage: Storage::Memory(self.disks[&id].clone()),
         }
     }

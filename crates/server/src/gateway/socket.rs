@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
+use regent_raft::clocks::boot_ms;
 use regent_state::operation::{AgentConnected, Campaign};
 use regent_state::record::WaitsAt;
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
@@ -26,7 +27,6 @@ use tokio::time::Instant;
 use super::connection::{Connection, Effect, Identity, Join, Joined};
 use super::registry::{Seat, Signal};
 use crate::keepalive::KeepaliveError;
-use crate::leader::boot_ms;
 use crate::service::{Service, wall_now};
 use crate::waiting;
 

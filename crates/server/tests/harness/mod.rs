@@ -70,7 +70,7 @@ impl Node {
             options.heartbeat = setting.heartbeat;
             options.stale_after = setting.stale_after;
             options.bootstrap_token = (id == 1).then(|| TOKEN.to_owned());
-            options.in_memory = true;
+            options.memory = Some(regent_server::MemoryDisk::default());
             options.dev = true;
             options.peer_listener = Some(listener);
             let server = Server::start(options).await.unwrap();

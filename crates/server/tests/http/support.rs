@@ -83,7 +83,7 @@ impl TestNode {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Options)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let mut options = Options::single(data.path().to_owned(), b"a secret of sixteen bytes".to_vec());
-        options.in_memory = true;
+        options.memory = Some(regent_server::MemoryDisk::default());
         options.dev = true;
         options.bootstrap_token = Some(ADMIN_TOKEN.to_owned());
         change(&mut options);
