@@ -17,6 +17,14 @@ elections ROUNDS="20":
 faults *ARGS:
     REGENT_TEST_FAULTS="{{ARGS}}" cargo test --locked --test faults long -- --ignored --nocapture
 
+# Whole clusters on simulated machines, one for each seed: `just simulate --seeds 1000`, `just simulate --seed 17`.
+simulate *ARGS:
+    cargo run --release --locked -p regent-simulation --bin simulate -- {{ARGS}}
+
+# Rules broken on purpose, which the simulation must find; some minutes.
+simulate-faults:
+    cargo test --release --locked -p regent-simulation --test faults -- --include-ignored --test-threads 1
+
 # etcd and Regent in turn on this machine: rates, latencies, CPU, and what became of each goal (benches/load/README.md).
 bench-etcd *ARGS:
     cargo run --release --locked --manifest-path benches/load/Cargo.toml -- {{ARGS}}

@@ -1,7 +1,7 @@
 //! The nodes: a machine each, with a disk that outlives what runs on it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// So many nodes, switched off, with clocks and a snapshot policy drawn from `rng`.
-    pub fn new(size: usize, folder: PathBuf, network: Network, rng: &mut StdRng) -> Self {
+    pub fn new(size: usize, folder: &Path, network: Network, rng: &mut StdRng) -> Self {
         let members = (0..size)
             .map(|place| {
                 let id = NodeId(place as u64 + 1);

@@ -152,7 +152,7 @@ fn one(args: &Args) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         trouble_ms: args.seconds * 1_000,
     };
-    let report = run(&plan, Trace::kept(kept))?;
+    let report = run(&plan, &Trace::kept(kept))?;
     println!("simulated_ms {}\n{report}", report.simulated_ms);
     Ok(if report.verdict.is_ok() {
         ExitCode::SUCCESS

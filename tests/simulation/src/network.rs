@@ -481,10 +481,10 @@ impl Inner {
             self.at(next, Due::Arrive(id, side));
         }
         // Whoever waits to send to the end that was reset must hear of it as well.
-        if let Some(connection) = self.connections.get_mut(&id) {
-            if connection.end(side).reset {
-                connection.end(side.other()).wake();
-            }
+        if let Some(connection) = self.connections.get_mut(&id)
+            && connection.end(side).reset
+        {
+            connection.end(side.other()).wake();
         }
         if answer_reset {
             self.send(id, side.other(), Parcel::Reset);

@@ -100,7 +100,7 @@ static PANICKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 ///
 /// # Errors
 /// The folder for snapshots cannot be made.
-pub fn run(plan: &Plan, trace: Trace) -> std::io::Result<Report> {
+pub fn run(plan: &Plan, trace: &Trace) -> std::io::Result<Report> {
     let folder = snapshot_folder()?;
     std::panic::set_hook(Box::new(|panic| {
         let mut panicked = PANICKED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +111,7 @@ pub fn run(plan: &Plan, trace: Trace) -> std::io::Result<Report> {
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let network = Network::new(rng.random(), trace.clone());
     let size = if rng.random_bool(0.75) { 3 } else { 5 };
-    let cluster = Cluster::new(size, folder.path().to_owned(), network.clone(), &mut rng);
+    let cluster = Cluster::new(size, folder.path(), network.clone(), &mut rng);
     let clients = (0..CLIENT_MACHINES + AGENT_MACHINES)
         .map(|number| Machine::new(format!("outside {number}"), rate(&mut rng), 0))
         .collect();
@@ -313,8 +313,8 @@ impl Simulation {
             if self.now >= end {
                 return self.until(&format!("every node serves after {after}"), 0, |_| false);
             }
-            for place in 0..size {
-                let again = asked[place].is_none_or(|at| at + 1_000 <= self.now);
+            for (place, asked) in asked.iter_mut().enumerate() {
+                let again = asked.is_none_or(|at| at + 1_000 <= self.now);
                 let member = &self.cluster.members[place];
                 if known.contains(&place) || !again {
                     continue;
@@ -322,7 +322,7 @@ impl Simulation {
                 let (Some(node), Some(handle)) = (self.cluster.node(place), member.machine.handle()) else {
                     continue;
                 };
-                asked[place] = Some(self.now);
+                *asked = Some(self.now);
                 let serving = serving.clone();
                 handle.spawn(async move {
                     let read = node.read(Instant::now() + Duration::from_secs(5)).await;
@@ -494,6 +494,10 @@ impl Simulation {
 
     /// What was acknowledged is there, and a request that was sent twice made one session.
     fn judge_sessions(&self, book: &Book) -> Result<(), Violation> {
+        if !book.doubled.is_empty() {
+            let what = "a request that was sent again was done again";
+            return Err(Violation::new(ONE_EFFECT, what).with(book.doubled.clone()));
+        }
         let Some(node) = self.cluster.node(0) else {
             return Ok(());
         };

@@ -168,11 +168,14 @@ fn failed(error: String, retryable: bool) -> Outcome {
 
 type Socket = WebSocketStream<Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>>;
 
+/// What a replica finds that takes over: what is there, and what is finished.
+type Takeover = (Vec<Observed>, Vec<(RunKey, Outcome)>);
+
 /// What tasks tell the loop.
 enum Told {
-    Dialled(Option<Socket>, Vec<Observed>),
+    Dialled(Option<Box<Socket>>, Vec<Observed>),
     Finished(Box<CommandFrame>, Outcome),
-    TookOver(Token, Result<(Vec<Observed>, Vec<(RunKey, Outcome)>), String>),
+    TookOver(Token, Result<Takeover, String>),
 }
 
 struct Agent {
@@ -291,7 +294,9 @@ impl Agent {
         tokio::spawn(async move {
             let found = target.host().sessions.values().cloned().collect();
             let socket = timeout(DIAL_WITHIN, connect(&world, place, &who, node)).await;
-            let _ = tell.send(Told::Dialled(socket.ok().flatten(), found)).await;
+            let _ = tell
+                .send(Told::Dialled(socket.ok().flatten().map(Box::new), found))
+                .await;
         });
     }
 
@@ -299,7 +304,7 @@ impl Agent {
         match told {
             Told::Dialled(Some(socket), found) => {
                 self.dialling = false;
-                let (mut sink, stream) = socket.split();
+                let (mut sink, stream) = (*socket).split();
                 let (outgoing, mut waiting) = mpsc::channel::<Message>(OUTGOING);
                 tokio::spawn(async move {
                     while let Some(message) = waiting.recv().await {

@@ -70,6 +70,8 @@ pub struct Book {
     pub leases: BTreeMap<String, Vec<Tenure>>,
     /// Sessions that were made, with the key of the request.
     pub sessions: Vec<(String, String)>,
+    /// Requests that were sent twice and made two things, in words.
+    pub doubled: Vec<String>,
     /// Answers that no rule allows, in words.
     pub surprises: Vec<String>,
     /// Clients that came to their end.

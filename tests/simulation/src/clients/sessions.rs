@@ -59,8 +59,8 @@ async fn create(world: &World, client: &mut Client, key: &str, rng: &mut StdRng)
         if let Outcome::Done(answer) = client.ask(node, ask).await {
             let name = answer.body["name"].as_str()?.to_owned();
             if let Some(before) = found.filter(|before| *before != name) {
-                let surprise = format!("{}: {key} made {before}, and again {name}", world.now());
-                world.book().surprises.push(surprise);
+                let what = format!("{}: {key} made {before}, and again {name}", world.now());
+                world.book().doubled.push(what);
             }
             found = Some(name);
             if rng.random_bool(0.7) {
