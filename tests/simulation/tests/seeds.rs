@@ -1,5 +1,7 @@
 //! A few seeds on every run of the tests; thousands are run by `just simulate`.
 
+#![allow(clippy::unwrap_used)] // a test may unwrap wherever it is written
+
 use std::process::{Command, Output};
 
 /// What the test of this name may take is far below a minute; only a fault makes a run longer.
