@@ -74,7 +74,7 @@ impl Leases {
                 () = until_the_end(&run) => return,
             };
             // Some give it back soon, some keep it over several leaders of the cluster.
-            let most = if random.random_bool(0.7) { 3_000 } else { 15_000 };
+            let most = if random.random_bool(0.5) { 3_000 } else { 15_000 };
             let long = Duration::from_millis(random.random_range(200..most));
             let at = self.of(lease, |lease| {
                 let token = leadership.token().0;
