@@ -105,7 +105,8 @@ pub fn run(plan: &Plan, trace: &Trace) -> std::io::Result<Report> {
     std::panic::set_hook(Box::new(|panic| {
         let mut panicked = PANICKED.lock().unwrap_or_else(PoisonError::into_inner);
         panicked.push(panic.to_string());
-        tracing::error!(%panic, "panicked");
+        let stack = std::backtrace::Backtrace::force_capture();
+        tracing::error!(%panic, %stack, "panicked");
     }));
     crate::machine::simulate_clocks();
     let mut rng = StdRng::seed_from_u64(plan.seed);
