@@ -166,12 +166,12 @@ impl Ongoing {
             Nemesis::Delay(up_to) => cluster.lateness.set(*up_to),
             Nemesis::SlowDisk(who, by) => {
                 self.nodes = vec![self.resolve(*who).await];
-                self.trace(&format!("delay_enter={}ms", by.as_millis()));
+                self.trace(&format!("delay_enter={}ms", by.as_millis()))?;
             }
             Nemesis::FailingSync(who) => {
                 self.nodes = vec![self.resolve(*who).await];
                 cluster.may_end(&node_name(self.nodes[0]));
-                self.trace("error=EIO");
+                self.trace("error=EIO")?;
             }
             Nemesis::FullDisk(who) => {
                 self.nodes = vec![self.resolve(*who).await];
@@ -232,15 +232,19 @@ impl Ongoing {
         .await;
     }
 
-    fn trace(&mut self, inject: &str) {
+    fn trace(&mut self, inject: &str) -> Result<(), String> {
         let name = node_name(self.nodes[0]);
-        let Some(pid) = self.cluster.pid(&name) else {
-            return;
-        };
-        let inject = format!("inject=fdatasync:{inject}");
+        let pid = self
+            .cluster
+            .pid(&name)
+            .ok_or_else(|| format!("{name} does not run"))?;
+        let inject = format!("inject=fdatasync,fsync:{inject}");
         let nowhere = std::path::Path::new("/dev/null");
-        let flags = ["-e", "trace=fdatasync", "-e", &inject];
-        self.tracers.extend(Tracer::attach(pid, nowhere, &flags));
+        let flags = ["-e", "trace=fdatasync,fsync", "-e", &inject];
+        let tracer = Tracer::attach(pid, nowhere, &flags);
+        self.tracers
+            .push(tracer.ok_or_else(|| format!("strace does not attach to {name}"))?);
+        Ok(())
     }
 
     fn keep_on<F>(&mut self, every: Duration, mut turn: impl FnMut(usize) -> F + Send + 'static)
@@ -261,7 +265,7 @@ impl Ongoing {
     }
 
     /// Ends it. What was killed is started by whoever ends the round.
-    pub(crate) async fn heal(mut self) {
+    pub(crate) async fn heal(mut self) -> Result<(), String> {
         if let Some((stop, task)) = self.task.take() {
             stop.store(true, Ordering::Relaxed);
             let _ = task.await;
@@ -284,9 +288,9 @@ impl Ongoing {
             Nemesis::Delay(_) => cluster.lateness.set(Duration::ZERO),
             Nemesis::FullDisk(_) => {
                 let _ = std::fs::remove_file(cluster.data(self.nodes[0]).join(BALLAST));
-                self.end_what_failed().await;
+                return self.end_what_failed().await;
             }
-            Nemesis::FailingSync(_) => self.end_what_failed().await,
+            Nemesis::FailingSync(_) => return self.end_what_failed().await,
             Nemesis::ClockJump(..) => cluster.move_clock(self.nodes[0], 0),
             Nemesis::Kill(_)
             | Nemesis::KillAll
@@ -298,12 +302,13 @@ impl Ongoing {
             | Nemesis::KillAgent
             | Nemesis::RestartAgent => {}
         }
+        Ok(())
     }
 
     /// A node whose disk has failed ends by itself, unless nothing was written meanwhile. Whether it is still at it is
     /// not for this test to guess: it is ended, so that the next round begins with a node that is well.
-    async fn end_what_failed(&self) {
-        let _ = self.cluster.stop(&node_name(self.nodes[0])).await;
+    async fn end_what_failed(&self) -> Result<(), String> {
+        self.cluster.stop(&node_name(self.nodes[0])).await
     }
 }
 

@@ -224,6 +224,11 @@ impl Plan {
         }
     }
 
+    /// Rounds until every kind of fault that this cluster can have has come up once.
+    pub(crate) fn once_each(&self) -> u64 {
+        self.kinds().len() as u64
+    }
+
     fn kinds(&self) -> Vec<Kind> {
         let can = |kind: &Kind| match kind {
             Kind::Delay => self.proxied,

@@ -32,6 +32,7 @@ fn is_seen(fault: &'static str, by: &'static str, faults: Vec<Nemesis>, lasts: D
     let wish = Wish {
         plan,
         lasts: SEEN_WITHIN,
+        at_least: 1,
         rounds: Some(rounds.collect()),
         fault: Some(fault),
         // Nobody waits long for a cluster that is broken.

@@ -35,8 +35,10 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(90);
 /// What a run is asked to do.
 pub(crate) struct Wish {
     pub(crate) plan: Plan,
-    /// Rounds begin until then; at least one does.
+    /// Rounds begin until then.
     pub(crate) lasts: Duration,
+    /// So many do in any case.
+    pub(crate) at_least: u64,
     /// Instead of the plan's rounds, these, again and again.
     pub(crate) rounds: Option<Vec<Round>>,
     /// A fault that is seeded in the nodes.
@@ -85,9 +87,18 @@ pub(crate) fn run(network: Network, wish: Wish) -> Outcome {
             runtime.block_on(whole(cluster, wish))
         })
     };
-    let violations = whole.join();
+    let mut violations = whole.join();
     let well = violations.as_ref().is_ok_and(Vec::is_empty);
     cluster.end(!well);
+    let left = processes_naming(&path.display().to_string());
+    if let Ok(violations) = &mut violations
+        && well
+        && !left.is_empty()
+    {
+        let what = format!("processes are left behind: {left:?}");
+        violations.push(Violation::new(PROCESSES, what));
+    }
+    let well = violations.as_ref().is_ok_and(Vec::is_empty);
     if well {
         let _ = std::fs::remove_dir_all(&path);
     } else {
@@ -115,6 +126,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         watches: Arc::default(),
     };
     let before = resources::held(&cluster);
+    let mut samples = resources::Samples::default();
     let mut clients = JoinSet::new();
     records.registers.spawn(&run, &mut clients);
     records.leases.spawn(&run, &mut clients);
@@ -126,13 +138,14 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     let begun = Instant::now();
     let mut number = 0;
     let mut longest = Duration::ZERO;
-    while number == 0 || begun.elapsed() < wish.lasts {
+    while number < wish.at_least || begun.elapsed() < wish.lasts {
         let round = match &wish.rounds {
             Some(rounds) => rounds[usize::try_from(number).unwrap() % rounds.len()].clone(),
             None => wish.plan.round(number),
         };
         number += 1;
         longest = longest.max(disturb(&cluster, &run, &records, &wish, round, &mut violations).await);
+        samples.take(&cluster);
         if let Some(checker) = wish.until {
             violations = verdict::so_far(&records);
             if violations.iter().any(|violation| violation.checker == checker) {
@@ -148,10 +161,16 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     );
     run.stop();
     ended(clients).await;
-    if wish.until.is_none() && violations.is_empty() {
+    if wish.until.is_none() && !violations.is_empty() {
+        // What was recorded may say why.
+        violations.extend(verdict::so_far(&records));
+    } else if wish.until.is_none() {
+        violations.extend(ended_by_themselves(&cluster));
         settle(&cluster, &run, &records, &mut violations).await;
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());
+        violations.extend(samples.check().err());
+        violations.extend(verdict::vacuous(&records));
     }
     violations.extend(panics(cluster.path()));
     violations
@@ -176,14 +195,10 @@ async fn disturb(
     }
     tokio::time::sleep(round.lasts).await;
     for fault in ongoing {
-        fault.heal().await;
+        let healed = fault.heal().await;
+        violations.extend(healed.map_err(|what| Violation::new(PROCESSES, what)).err());
     }
-    for name in cluster.start_missing() {
-        violations.push(Violation::new(
-            PROCESSES,
-            format!("{name} has ended, and nobody ended it"),
-        ));
-    }
+    violations.extend(ended_by_themselves(cluster));
     let healed = Instant::now();
     let serves = (0..cluster.plan.nodes).map(|node| serves(run, records, node));
     let patience = wish.recovers_within * 6;
@@ -207,6 +222,14 @@ async fn disturb(
     }
     tokio::time::sleep(round.calm).await;
     took
+}
+
+/// Starts what does not run; what was not made to end is a violation.
+fn ended_by_themselves(cluster: &Cluster) -> Vec<Violation> {
+    let ended = cluster.start_missing().into_iter();
+    ended
+        .map(|name| Violation::new(PROCESSES, format!("{name} has ended, and nobody ended it")))
+        .collect()
 }
 
 /// Until a write and a read through this node succeed.
@@ -287,9 +310,4 @@ fn panics(folder: &Path) -> Vec<Violation> {
         Some(Violation::new(PROCESSES, format!("{name} has a panic")).with([line]))
     })
     .collect()
-}
-
-/// What is left of a cluster's processes, for who wants to see that nothing is.
-pub(crate) fn left_behind(folder: &Path) -> Vec<u32> {
-    processes_naming(&folder.display().to_string())
 }

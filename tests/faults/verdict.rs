@@ -1,6 +1,6 @@
 //! All checkers on all that was recorded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use regent_client::{CommandFilter, Consistency, SessionFilter};
@@ -11,6 +11,70 @@ use crate::cluster::Cluster;
 use crate::harness::eventually;
 use crate::run::Records;
 use crate::workload::sessions::{QUOTA, Sessions};
+
+/// The name in [`Violation::checker`] for what was accepted and is gone.
+const LOST: &str = "nothing accepted is lost";
+/// The name in [`Violation::checker`] for a run in which too little happened to judge.
+const VACUOUS: &str = "something happened";
+
+/// A run in which nothing happened is green too: every kind of record must have something in it.
+pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
+    let sessions = &records.sessions;
+    let effects = sessions.effects();
+    let started: BTreeSet<&str> = effects.iter().map(|effect| effect.session.as_str()).collect();
+    let ran = sessions.record(|record| record.running.clone());
+    let watched = records.watches.watched();
+    let counts = [
+        (
+            "calls of registers",
+            records.registers.calls().values().map(Vec::len).sum(),
+            200,
+        ),
+        (
+            "tenures of leases",
+            records
+                .leases
+                .all()
+                .values()
+                .map(|lease| lease.tenures.len())
+                .sum(),
+            6,
+        ),
+        (
+            "uses of tokens",
+            records
+                .leases
+                .all()
+                .values()
+                .map(|lease| lease.accepted.len())
+                .sum(),
+            1,
+        ),
+        ("connections of an agent", records.reports.known().0.len(), 2),
+        ("starts of sessions", effects.len(), 5),
+        ("sessions that were seen running", ran.len(), 5),
+        ("commands", sessions.record(|record| record.commands.len()), 5),
+        (
+            "events of watches",
+            watched.iter().map(|watched| watched.events.len()).sum(),
+            50,
+        ),
+        ("terms", records.watches.terms().len(), 5),
+        ("digests", records.watches.digests().len(), 2),
+    ];
+    let few = counts.iter().filter(|(_, count, least)| count < least);
+    let mut few: Vec<String> = few
+        .map(|(what, count, least)| format!("{what}: {count}, not {least}"))
+        .collect();
+    // What was said to run did so.
+    few.extend(
+        ran.iter()
+            .filter(|name| !started.contains(name.as_str()))
+            .map(|name| format!("{name} ran without a start")),
+    );
+    (!few.is_empty())
+        .then(|| Violation::new(VACUOUS, "too little to judge, or said without being done").with(few))
+}
 
 /// What can be judged while the clients go on.
 pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
@@ -30,6 +94,7 @@ pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
         &records.sessions.record(|record| record.answers.clone()),
     ));
     all.push(watch::check(&records.watches.watched()));
+    all.push(records.watches.broken());
     all.push(forward::check("the term", &records.watches.terms()));
     all.push(digest::check(&records.watches.digests()));
     for user in Sessions::users() {
@@ -38,12 +103,13 @@ pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
     all.into_iter().filter_map(Result::err).collect()
 }
 
-/// What counted against a user's quota, as the longest watch saw it.
+/// What counted against a user's quota, as all watches together saw it.
 fn changes(records: &Records, user: &str) -> Vec<Change> {
     let watched = records.watches.watched();
-    let Some(longest) = watched.iter().max_by_key(|watched| watched.events.len()) else {
-        return Vec::new();
-    };
+    let events: BTreeMap<_, _> = watched
+        .iter()
+        .flat_map(|watched| watched.events.iter().map(|event| (event.id, event)))
+        .collect();
     let change = |event: &watch::Event| {
         let content: serde_json::Value = serde_json::from_str(&event.content).ok()?;
         let record = &content["record"];
@@ -56,7 +122,7 @@ fn changes(records: &Records, user: &str) -> Vec<Change> {
             counts: !matches!(record["state"].as_str()?, "terminated" | "failed" | "lost"),
         })
     };
-    longest.events.iter().filter_map(change).collect()
+    events.into_values().filter_map(change).collect()
 }
 
 /// The same, and what is true only once everything has come to rest.
@@ -101,8 +167,7 @@ async fn lost_sessions(cluster: &Cluster, records: &Records) -> Option<Violation
     let lost: Vec<String> = records
         .sessions
         .record(|record| record.sessions.difference(&known).cloned().collect());
-    (!lost.is_empty())
-        .then(|| Violation::new(register::CHECKER, "accepted sessions are not there").with(lost))
+    (!lost.is_empty()).then(|| Violation::new(LOST, "accepted sessions are not there").with(lost))
 }
 
 /// A hash of what each node itself has, all at one index.

@@ -25,6 +25,7 @@ pub struct Event {
     /// Why, for people, where there is more to say than the kind does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The record after it, as its own GET would show it; `null` when it is gone.
+    /// The record after it, as its own GET would show it, but without what depends on other records (an agent's
+    /// `activeSessions`, a token's `role`) or is not replicated; `null` when it is gone.
     pub record: serde_json::Value,
 }

@@ -96,6 +96,30 @@ macro_rules! properties {
     };
 }
 
+/// libFuzzer's targets are in a workspace of their own, which this one does not build.
+#[test]
+fn every_decoder_has_a_fuzz_target() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/fuzz_targets");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|file| {
+            file.unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    let mut targets: Vec<&str> = regent_decoders::TARGETS
+        .iter()
+        .map(|target| target.name)
+        .collect();
+    files.sort();
+    targets.sort_unstable();
+    assert_eq!(files, targets);
+}
+
 // Files that are synced, and state machines, take longer than a parser.
 properties! {
     log_record: 10_000;

@@ -42,6 +42,8 @@ pub(crate) struct Record {
     ran: BTreeMap<(String, u32), (u64, u64)>,
     /// Sessions that were accepted.
     pub(crate) sessions: BTreeSet<String>,
+    /// Those that were said to run.
+    pub(crate) running: BTreeSet<String>,
 }
 
 pub(crate) struct Sessions {
@@ -266,6 +268,9 @@ impl Sessions {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while run.goes_on() && tokio::time::Instant::now() < deadline {
             if let Ok(session) = client.session(&name).await {
+                if session.state == SessionState::Running {
+                    self.record(|record| record.running.insert(session.name.to_string()));
+                }
                 if session.state == state {
                     return true;
                 }

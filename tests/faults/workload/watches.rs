@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use regent_client::EventFilter;
-use regent_history::watch::{Event, Watched};
+use regent_history::Violation;
+use regent_history::watch::{self, Event, Watched};
 use tokio::task::JoinSet;
 
 use super::Run;
@@ -14,6 +15,7 @@ use super::Run;
 #[derive(Default)]
 pub(crate) struct Watches {
     watched: Mutex<Vec<Watched>>,
+    broken: Mutex<Vec<String>>,
     terms: Mutex<Vec<(u64, u64, u64)>>,
     digests: Mutex<Vec<(u64, u64, u64)>>,
 }
@@ -28,6 +30,15 @@ impl Watches {
 
     pub(crate) fn watched(&self) -> Vec<Watched> {
         lock(&self.watched).clone()
+    }
+
+    /// What ended a watch although it should have gone on.
+    pub(crate) fn broken(&self) -> Result<(), Violation> {
+        let broken = lock(&self.broken).clone();
+        if broken.is_empty() {
+            return Ok(());
+        }
+        Err(Violation::new(watch::CHECKER, "a watch could not go on where it was").with(broken))
     }
 
     /// Of each node: when, and its term.
@@ -59,7 +70,15 @@ impl Watches {
                     next = events.next() => next,
                     () = run.rest(Duration::from_hours(1)) => return,
                 };
-                let Some(Ok(event)) = next else { break };
+                let event = match next {
+                    Some(Ok(event)) => event,
+                    // Nothing is pruned in a run: whoever cannot go on where it was has lost events.
+                    Some(Err(error)) => {
+                        lock(&self.broken).push(format!("watcher {segment} from node {}: {error}", node + 1));
+                        break;
+                    }
+                    None => break,
+                };
                 let (revision, number) = event.id.split_once('.').expect("an id has two parts");
                 let id = (revision.parse().unwrap(), number.parse().unwrap());
                 let content = serde_json::to_string(&event).unwrap();

@@ -42,22 +42,22 @@ fn is_found(fault: &str, seeds: u64, seconds: u64, by: &[&str]) {
 #[test]
 fn a_vote_that_is_not_persisted() {
     // The node refuses to start on a log that has forgotten a promise; or openraft meets two leaders of one term.
-    is_found("vote-not-persisted", 4, 10, &[ENDS, PANICS]);
+    is_found("vote-not-persisted", 40, 10, &[ENDS, PANICS]);
 }
 
 #[test]
 fn a_snapshot_that_drops_a_table() {
-    is_found("snapshot-drops-table", 6, 20, &[DIGESTS]);
+    is_found("snapshot-drops-table", 60, 20, &[DIGESTS]);
 }
 
 #[test]
 fn a_stale_read() {
-    is_found("stale-read", 10, 25, &[REGISTERS]);
+    is_found("stale-read", 100, 25, &[REGISTERS]);
 }
 
 #[test]
 fn a_retry_that_is_applied_twice() {
-    is_found("retry-applied-twice", 6, 20, &[ONCE]);
+    is_found("retry-applied-twice", 60, 20, &[ONCE]);
 }
 
 #[test]
