@@ -166,7 +166,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         violations.extend(verdict::so_far(&records));
     } else if wish.until.is_none() {
         violations.extend(ended_by_themselves(&cluster));
-        settle(&cluster, &run, &records, &mut violations).await;
+        settle(&cluster, &records, &mut violations).await;
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());
         violations.extend(samples.check().err());
@@ -240,7 +240,7 @@ async fn serves(run: &Run, records: &Records, node: usize) {
 }
 
 /// Until everything that was asked for is done: all sessions are ended, and no command is open.
-async fn settle(cluster: &Cluster, run: &Run, records: &Records, violations: &mut Vec<Violation>) {
+async fn settle(cluster: &Cluster, records: &Records, violations: &mut Vec<Violation>) {
     let client = cluster.client(0);
     // Nobody will ever answer its commands.
     let _ = client
@@ -295,7 +295,6 @@ async fn settle(cluster: &Cluster, run: &Run, records: &Records, violations: &mu
             );
             return;
         }
-        let _ = run;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

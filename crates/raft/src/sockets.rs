@@ -78,8 +78,13 @@ impl Sockets for Tcp {
 impl Port for TcpListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Stream, SocketAddr)>> {
         Box::pin(async move {
-            let (stream, from) = TcpListener::accept(self).await?;
-            Ok((Stream::from_tcp(stream)?, from))
+            loop {
+                let (stream, from) = TcpListener::accept(self).await?;
+                // One that has ended by now is its own failure and not the port's, which would pause for it.
+                if let Ok(stream) = Stream::from_tcp(stream) {
+                    return Ok((stream, from));
+                }
+            }
         })
     }
 }
