@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use regent_history::{fencing, forward, lease, register, retry};
 
+use crate::network::Cut;
 use crate::plan::{Nemesis, Plan, Round, Who};
 use crate::run::{Wish, run};
 use crate::{alone, can, network};
@@ -115,7 +116,10 @@ fn a_retry_that_is_applied_twice_is_seen() {
     is_seen(
         "retry-applied-twice",
         retry::CHECKER,
-        vec![Nemesis::Kill(vec![Who::Leader])],
+        // What a node asks for is done, and it does not hear of it.
+        (0..3)
+            .map(|node| Nemesis::OneWay(Who::Node(node), Cut::Receiving))
+            .collect(),
         Duration::from_secs(2),
     );
 }

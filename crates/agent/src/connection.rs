@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use regent_types::frame::{AgentFrame, CLOSE_SUPERSEDED, MAX_FRAME, ServerFrame};
+use regent_types::frame::{AgentFrame, CLOSE_SUPERSEDED, MAX_FRAME, PROTOCOL, ServerFrame};
 use regent_types::{AgentId, ReplicaName, Time};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -204,7 +204,7 @@ fn url(address: &Address) -> Result<String, DialError> {
         None => String::new(),
     };
     Ok(format!(
-        "ws://{rest}/api/v1/agents/connect?agent_id={}{replica}",
+        "ws://{rest}/api/v1/agents/connect?agent_id={}{replica}&protocol={PROTOCOL}",
         address.agent
     ))
 }

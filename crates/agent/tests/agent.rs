@@ -80,7 +80,7 @@ async fn it_registers_says_hello_and_does_what_it_is_told() {
     let agent = start(&[&node.url]);
     let (mut link, hello) = node.welcomed(0).await;
     assert_eq!(node.registrations.load(Ordering::SeqCst), 1);
-    assert_eq!(link.query, "agent_id=dev");
+    assert_eq!(link.query, "agent_id=dev&protocol=3");
     assert_eq!(
         (hello.protocol, hello.runtime_id.as_str(), hello.sessions.len()),
         (3, "fake:1", 0)
@@ -383,7 +383,7 @@ async fn a_replica_touches_nothing_of_the_leader_until_it_takes_over_and_then_in
     let outcome = || journal.get(&key).unwrap().unwrap().outcome;
 
     let (mut link, hello) = node.campaigning().await;
-    assert_eq!(link.query, "agent_id=dev&replica=r1");
+    assert_eq!(link.query, "agent_id=dev&replica=r1&protocol=3");
     assert_eq!((hello.leases.len(), hello.sessions.len()), (0, 1));
     runtime.put("c", ObservedState::Running);
     link.command("early", "start_session", "b", 9);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use std::collections::BTreeMap;
 
-use regent_types::{AgentId, Epoch, LeaseName, Principal, ReplicaName, Token};
+use regent_types::{AgentId, Epoch, LeaseName, Principal, ReplicaName, Revision, Token};
 
 use crate::event::EventKind;
 use crate::leases::queue;
@@ -42,7 +42,8 @@ pub(crate) fn register(txn: &mut Txn<'_>, op: &RegisterAgent) -> Applied {
                 scheduling: Scheduling::Eligible,
                 connections: BTreeMap::new(),
                 leader: None,
-                highest_token: Token(0),
+                // What was said before it was registered is of an agent that is forgotten.
+                newest_ended: Epoch(txn.revision().0),
                 runtime_id: String::new(),
                 offline_reason: "has not connected yet".to_owned(),
                 created_at: now,
@@ -169,7 +170,6 @@ pub(crate) fn connected(
     };
     if let Some(token) = token {
         agent.leader = Some((op.replica.clone(), token));
-        agent.highest_token = token;
         agent.offline_reason.clear();
     }
     let led = agent
@@ -204,6 +204,19 @@ pub(crate) fn connected(
         reconcile::agent_offline(txn, &op.agent, "its replica was started anew");
     }
     Ok(Outcome::Connected { epoch, token })
+}
+
+/// Refuses a connection if a newer one of that replica was taken up since its socket was opened, even if that one is over
+/// by now. A proposal can hang in the network, or in a node that stands still, while the agent connects elsewhere: the
+/// older connection would supersede the newer, and what was begun since would be missing from what it says.
+pub(crate) fn is_newest(txn: &Txn<'_>, op: &AgentConnected, since: Revision) -> Result<(), Rejection> {
+    txn.actor.require_node()?;
+    let agent = find(txn, &op.agent)?;
+    let current = agent.connections.get(&op.replica).map(|current| current.epoch);
+    if current.unwrap_or(agent.newest_ended).0 > since.0 {
+        return Err(Rejection::Superseded);
+    }
+    Ok(())
 }
 
 /// An agent either has replicas, which elect their leader, or none, and its newest connection leads: both at
@@ -326,6 +339,7 @@ pub(crate) fn drop_connection(
         return false;
     };
     agent.connections.remove(replica);
+    agent.newest_ended = agent.newest_ended.max(epoch);
     let led = agent
         .leader
         .as_ref()

@@ -242,6 +242,14 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
         Operation::ReplicaConnected { connected, holds, at } => {
             agents::connected(txn, connected, Some((*holds, *at)))
         }
+        Operation::ConnectedSince {
+            since,
+            connected,
+            replica,
+        } => {
+            agents::is_newest(txn, connected, *since)?;
+            agents::connected(txn, connected, *replica)
+        }
         Operation::ReleaseAbandoned {
             name,
             token,

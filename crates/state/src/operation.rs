@@ -341,6 +341,16 @@ pub enum Operation {
         /// The connection that is lost.
         epoch: Epoch,
     },
+    /// A connection of an agent is up, unless a newer one was taken up since it was opened: a proposal can hang on its
+    /// way while the agent connects elsewhere.
+    ConnectedSince {
+        /// A revision that the node had applied before it let the agent speak.
+        since: Revision,
+        /// The connection.
+        connected: AgentConnected,
+        /// For a replica: the token of `agent/{id}` that it says it holds, and where its candidacy waits from now on.
+        replica: Option<(Option<Token>, WaitsAt)>,
+    },
 }
 
 /// See [`Operation::Campaign`]. Asking again under the same id moves the candidacy to where it is asked from and

@@ -115,8 +115,8 @@ pub struct Agent {
     pub connections: BTreeMap<ReplicaName, Connection>,
     /// The replica that leads, with the token of `agent/{id}`.
     pub leader: Option<(ReplicaName, Token)>,
-    /// The highest token that `agent/{id}` ever had.
-    pub highest_token: Token,
+    /// The newest of its connections that are over, of whatever replica; at first, when it was registered.
+    pub newest_ended: Epoch,
     /// What its sessions run on; a replica on another may not lead.
     pub runtime_id: String,
     /// Why it is offline, for people.

@@ -53,6 +53,7 @@ withdraw jobs candidate=one node=2 start=7
 end jobs lapsed=jobs@40
 connect dev replica=two node=2 runtime=r1 sessions=s1:running:1 holds=9
 abandon jobs token=9 agent=dev replica=two epoch=5
+connect dev replica=two node=2 runtime=r1 sessions=s1:running:1 holds=9 since=current
 stop s1 command=c8
 drain dev deadline=5m
 cordon dev
@@ -108,11 +109,12 @@ fn name(request: &Request) -> &'static str {
         Op::EndLeases { .. } => "EndLeases",
         Op::ReplicaConnected { .. } => "ReplicaConnected",
         Op::ReleaseAbandoned { .. } => "ReleaseAbandoned",
+        Op::ConnectedSince { .. } => "ConnectedSince",
     }
 }
 
 /// How many variants [`name`] knows.
-const VARIANTS: usize = 41;
+const VARIANTS: usize = 42;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

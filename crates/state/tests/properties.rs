@@ -222,6 +222,7 @@ struct Before {
     leases: BTreeMap<LeaseName, Token>,
     epochs: BTreeMap<(String, String), Epoch>,
     allocated: BTreeMap<AgentId, Usage>,
+    led_under: BTreeMap<AgentId, Token>,
 }
 
 /// How far a command is within its run.
@@ -282,12 +283,13 @@ impl Before {
                 let was = self.epochs.insert(key, connection.epoch).unwrap_or_default();
                 assert!(connection.epoch >= was, "an epoch of {} went back", agent.id);
             }
-            assert!(
-                agent
-                    .leader
-                    .as_ref()
-                    .is_none_or(|(_, token)| *token == agent.highest_token)
-            );
+            if let Some((_, token)) = &agent.leader {
+                let was = self
+                    .led_under
+                    .insert(agent.id.clone(), *token)
+                    .unwrap_or(Token(0));
+                assert!(*token >= was, "{} is led under an older token", agent.id);
+            }
         }
         for agent in state.agents().values() {
             let (used, capacity) = (agent.allocated, agent.capacity);

@@ -222,6 +222,10 @@ impl Sessions {
     ) -> Option<String> {
         let key = format!("{:016x}", random.random::<u64>());
         let mut made = None;
+        let answered = |answer: &str| {
+            let answer = answer.to_owned();
+            self.record(|record| record.answers.entry(key.clone()).or_default().push(answer));
+        };
         for _ in 0..REPEATS {
             let node = random.random_range(0..run.cluster.plan.nodes);
             let request = run
@@ -230,14 +234,20 @@ impl Sessions {
             match send(request.json(body)).await {
                 Answer::Done { body, .. } => {
                     let name = body[id].as_str().unwrap_or_default().to_owned();
-                    self.record(|record| record.answers.entry(key.clone()).or_default().push(name.clone()));
+                    answered(&name);
                     made = Some(name);
                     if random.random_bool(0.7) {
                         break;
                     }
                 }
-                // A quota is a final word; that nobody leads is not, and what was asked before may still be done.
-                Answer::Refused(400..500, _) => break,
+                // A quota is a final word, unless it was made before: then the answer had to be that. That nobody leads
+                // is not, and what was asked before may still be done.
+                Answer::Refused(400..500, problem) => {
+                    if made.is_some() && problem["code"] != "busy" {
+                        answered(&format!("refused: {}", problem["detail"]));
+                    }
+                    break;
+                }
                 Answer::Refused(..) | Answer::Unknown => run.rest(Duration::from_millis(50)).await,
             }
         }

@@ -2,7 +2,7 @@
 //! says what is to be done ([`Effect`]); `socket` does it.
 //!
 //! A connection first finds out whom it speaks with: `hello` makes it a current agent, anything else (or
-//! silence) one of StreamSpace v2. It then joins: `AgentConnected` is proposed, and the revision of that
+//! silence) one of StreamSpace v2. It then joins: `ConnectedSince` is proposed, and the revision of that
 //! operation is its epoch. Everything it reports carries the epoch, so that once a newer connection of
 //! the same replica has joined, on whatever node, nothing of this one counts any more.
 //!
@@ -16,7 +16,8 @@ mod reports;
 
 use std::collections::BTreeMap;
 
-use regent_state::operation::ReportedSession;
+use regent_state::operation::{AgentConnected, ReportedSession};
+use regent_state::record::WaitsAt;
 use regent_state::{Operation, Rejection, State};
 use regent_types::frame::{
     AgentFrame, CLOSE_SUPERSEDED, Empty, FrameError, Hello, Incoming, PROTOCOL, Reason, ServerFrame, Welcome,
@@ -27,7 +28,7 @@ use regent_types::{
 
 use super::lanes::Lanes;
 
-/// How long a new connection may take to say `hello` before it is taken for a v2 agent.
+/// How long a new connection that did not say what it speaks may take to say `hello` before it is taken for a v2 agent.
 pub(super) const HELLO_WITHIN_MS: u64 = 2_000;
 /// The protocol of StreamSpace's agents.
 const V2: u32 = 2;
@@ -57,12 +58,16 @@ pub(super) struct Identity {
     pub(super) node: NodeId,
     pub(super) heartbeat_ms: u64,
     pub(super) stale_ms: u64,
+    /// Applied here before the socket was opened: a connection that is taken up later is newer than this one.
+    pub(super) since: Revision,
+    /// It has said that it speaks the current protocol: it is waited for until it says `hello`.
+    pub(super) says_hello: bool,
 }
 
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Effect {
-    /// Propose `AgentConnected`; answer with [`Connection::joined`].
+    /// Propose `ConnectedSince`; answer with [`Connection::joined`].
     Join(Join),
     /// Propose it; answer with [`Connection::reported`].
     Report { subject: String, operation: Operation },
@@ -104,7 +109,7 @@ pub(super) enum Effect {
     Close { code: u16, reason: String },
 }
 
-/// The content of `AgentConnected`.
+/// The content of `ConnectedSince`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Join {
     pub(super) replica: ReplicaName,
@@ -115,6 +120,31 @@ pub(super) struct Join {
     pub(super) sessions: Option<Vec<ReportedSession>>,
     /// The token of the agent's own lease that a replica says it holds.
     pub(super) holds: Option<Token>,
+    /// Nothing that was taken up after this revision may be superseded.
+    pub(super) since: Revision,
+}
+
+impl Join {
+    /// As it is proposed. `at` is where a replica's candidacy waits from then on, `seed` what the ids of commands are
+    /// made from that it gives rise to.
+    pub(super) fn operation(self, identity: &Identity, at: WaitsAt, seed: CommandId) -> Operation {
+        let named = !self.replica.as_str().is_empty();
+        Operation::ConnectedSince {
+            since: self.since,
+            replica: named.then_some((self.holds, at)),
+            connected: AgentConnected {
+                agent: identity.agent.clone(),
+                replica: self.replica,
+                node: identity.node,
+                token: identity.token.clone(),
+                protocol: self.protocol,
+                stale_ms: self.stale_ms,
+                runtime_id: self.runtime_id,
+                sessions: self.sessions,
+                command_seed: seed,
+            },
+        }
+    }
 }
 
 /// How a join went.
@@ -132,7 +162,7 @@ pub(super) enum Joined {
 enum Phase {
     /// Nothing said yet.
     Silent { until: u64 },
-    /// `AgentConnected` is under way; `first` is a frame that came before it.
+    /// `ConnectedSince` is under way; `first` is a frame that came before it.
     Joining { protocol: u32, first: Option<String> },
     /// It counts.
     Joined {
@@ -185,10 +215,15 @@ impl Connection {
     /// A socket was opened.
     pub(super) fn new(identity: Identity, now: u64) -> Self {
         let ping_at = now + identity.heartbeat_ms;
+        let silent_ms = if identity.says_hello {
+            identity.stale_ms
+        } else {
+            HELLO_WITHIN_MS
+        };
         Self {
             identity,
             phase: Phase::Silent {
-                until: now + HELLO_WITHIN_MS,
+                until: now + silent_ms,
             },
             leaving: None,
             lanes: Lanes::default(),
@@ -270,6 +305,10 @@ impl Connection {
         self.malformed = 0;
         match (&self.phase, frame) {
             (Phase::Silent { .. }, Some(AgentFrame::Hello(hello))) => self.join(hello),
+            (Phase::Silent { .. }, _) if self.identity.says_hello => self.close(
+                CLOSE_POLICY,
+                format!("hello must be the first frame of an agent of protocol {PROTOCOL}"),
+            ),
             (Phase::Silent { .. }, _) => self.join_v2(Some(text.to_owned())),
             (Phase::Joined { protocol: V2, .. }, Some(AgentFrame::Hello(hello))) => {
                 tracing::info!(agent = %self.identity.agent, "an agent taken for StreamSpace's said hello");
@@ -344,6 +383,7 @@ impl Connection {
             runtime_id: hello.runtime_id,
             holds: holds.map(|lease| lease.token),
             sessions: Some(hello.sessions.into_iter().map(reports::running_session).collect()),
+            since: self.since(),
         }));
     }
 
@@ -356,10 +396,17 @@ impl Connection {
             runtime_id: String::new(),
             sessions: None,
             holds: None,
+            since: self.since(),
         }));
     }
 
-    /// `AgentConnected` was applied, or not. `wall` is for the frame's timestamp.
+    /// It may follow itself.
+    fn since(&self) -> Revision {
+        self.leaving
+            .map_or(self.identity.since, |epoch| Revision(epoch.0))
+    }
+
+    /// `ConnectedSince` was applied, or not. `wall` is for the frame's timestamp.
     pub(super) fn joined(&mut self, result: Joined, now: u64, wall: Time, state: &State) {
         let Phase::Joining { protocol, first } = &mut self.phase else {
             return;
@@ -409,6 +456,10 @@ impl Connection {
             Joined::Refused(Rejection::NotFound { .. }) => {
                 self.close(CLOSE_POLICY, "the agent is not registered any more".to_owned());
             }
+            Joined::Refused(Rejection::Superseded) => self.close(
+                CLOSE_TRY_LATER,
+                "a newer connection was taken up while this one was; connect again".to_owned(),
+            ),
             Joined::Refused(rejection) => self.close(CLOSE_POLICY, rejection.to_string()),
             Joined::Unavailable(why) => self.close(CLOSE_TRY_LATER, why),
         }
@@ -484,6 +535,10 @@ impl Connection {
     /// Time passed.
     pub(super) fn on_time(&mut self, now: u64, wall: Time) {
         match self.phase {
+            Phase::Silent { until } if now >= until && self.identity.says_hello => {
+                let waited = self.identity.stale_ms;
+                self.close(CLOSE_TRY_LATER, format!("no hello came within {waited} ms"));
+            }
             Phase::Silent { until } if now >= until => self.join_v2(None),
             Phase::Silent { .. } | Phase::Joining { .. } | Phase::Closed => {}
             Phase::Joined { protocol, .. } => {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use regent_state::operation::{AgentConnected, Campaign, CreateCommand, InitCluster, RegisterAgent};
+use regent_state::operation::{Campaign, CreateCommand, InitCluster, RegisterAgent};
 use regent_state::record::{Capacity, CommandState, WaitsAt};
 use regent_state::{Caller, Leadership, Meta, Operation, Outcome, Rejection, Request, State};
 use regent_types::frame::{MAX_FRAME, ServerFrame};
@@ -22,18 +22,8 @@ pub fn agent_frames(bytes: &[u8]) {
         return;
     };
     let mut stage = Stage::new();
-    let replica = ReplicaName::new(if kind % 2 == 1 { "r1" } else { "" }).expect("both are names");
-    let mut connection = Connection::new(
-        Identity {
-            agent: agent(),
-            replica,
-            token: token(),
-            node: NODE,
-            heartbeat_ms: 1_000,
-            stale_ms: 4_000,
-        },
-        stage.now,
-    );
+    let replica = if kind % 2 == 1 { "r1" } else { "" };
+    let mut connection = Connection::new(stage.identity(replica), stage.now);
     for line in rest.split(|byte| *byte == b'\n').take(MAX_FRAMES) {
         let Ok(text) = std::str::from_utf8(line) else {
             connection.on_binary(stage.now);
@@ -160,28 +150,22 @@ impl Stage {
         self.apply(Caller::Token(token()), operation)
     }
 
-    fn join(&mut self, join: Join) -> Joined {
-        let holds = join.holds;
-        let connected = AgentConnected {
+    fn identity(&self, replica: &str) -> Identity {
+        Identity {
             agent: agent(),
-            replica: join.replica,
-            node: NODE,
+            replica: ReplicaName::new(replica).expect("it is a name"),
             token: token(),
-            protocol: join.protocol,
-            stale_ms: join.stale_ms,
-            runtime_id: join.runtime_id,
-            sessions: join.sessions,
-            command_seed: CommandId::new(format!("seed-{}", self.state.revision())).expect("it is one"),
-        };
-        let operation = if connected.replica.as_str().is_empty() {
-            Operation::AgentConnected(connected)
-        } else {
-            Operation::ReplicaConnected {
-                connected,
-                holds,
-                at: WaitsAt { node: NODE, start: 1 },
-            }
-        };
+            node: NODE,
+            heartbeat_ms: 1_000,
+            stale_ms: 4_000,
+            since: self.state.revision(),
+            says_hello: false,
+        }
+    }
+
+    fn join(&mut self, join: Join) -> Joined {
+        let seed = CommandId::new(format!("seed-{}", self.state.revision())).expect("it is one");
+        let operation = join.operation(&self.identity(""), WaitsAt { node: NODE, start: 1 }, seed);
         match self.own(operation) {
             Ok(Outcome::Connected { epoch, token }) => Joined::Yes { epoch, token },
             Ok(other) => Joined::Unavailable(format!("{other:?}")),

@@ -20,8 +20,8 @@ use axum::extract::{Query, State, WebSocketUpgrade};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use regent_state::record::Role;
-use regent_types::frame::MAX_FRAME;
-use regent_types::{AgentId, Code, Principal, ReplicaName, TokenId};
+use regent_types::frame::{MAX_FRAME, PROTOCOL};
+use regent_types::{AgentId, Code, Principal, ReplicaName, Revision, TokenId};
 use serde::Deserialize;
 
 use self::connection::Identity;
@@ -40,6 +40,9 @@ pub(crate) struct ConnectQuery {
     agent_id: String,
     #[serde(default)]
     replica: String,
+    /// What it speaks, if it says so.
+    #[serde(default)]
+    protocol: Option<u32>,
 }
 
 /// `GET /api/v1/agents/connect`: who may not is told so by a problem document, before the upgrade.
@@ -54,7 +57,7 @@ pub(crate) async fn connect(
         AgentId::new(&query.agent_id).map_err(|error| Failure::field("agent_id", error.to_string()))?;
     let replica =
         ReplicaName::new(&query.replica).map_err(|error| Failure::field("replica", error.to_string()))?;
-    let token = authenticate(&service, &agent, &headers).await?;
+    let (token, since) = authenticate(&service, &agent, &headers).await?;
     let upgrade = upgrade.map_err(|error| Failure::new(Code::InvalidRequest, error.body_text()))?;
     if service.is_draining() {
         return Err(Failure::new(
@@ -72,6 +75,8 @@ pub(crate) async fn connect(
         node: service.id(),
         heartbeat_ms: service.options().heartbeat_ms(),
         stale_ms: service.options().stale_ms(),
+        since,
+        says_hello: query.protocol.is_some_and(|protocol| protocol >= PROTOCOL),
     };
     let response = upgrade
         .read_buffer_size(READ_BUFFER)
@@ -81,9 +86,13 @@ pub(crate) async fn connect(
     Ok(response.into_response())
 }
 
-/// The token, if it speaks for this agent or for an admin, and the agent is known. Read linearizably: it
-/// may have been registered on another node a moment ago, and a node without a quorum must not take agents.
-async fn authenticate(service: &Service, agent: &AgentId, headers: &HeaderMap) -> Result<TokenId, Failure> {
+/// The token, if it speaks for this agent or for an admin, and the agent is known; and as of when. Read linearizably:
+/// it may have been registered on another node a moment ago, and a node without a quorum must not take agents.
+async fn authenticate(
+    service: &Service,
+    agent: &AgentId,
+    headers: &HeaderMap,
+) -> Result<(TokenId, Revision), Failure> {
     let caller = Caller::of(service, headers).await?;
     if caller.role != Role::Admin && caller.principal != Principal::Agent(agent.clone()) {
         return Err(Failure::forbidden(format!(
@@ -91,11 +100,12 @@ async fn authenticate(service: &Service, agent: &AgentId, headers: &HeaderMap) -
             caller.principal
         )));
     }
-    if service.read().await?.state.agent(agent).is_none() {
+    let view = service.read().await?;
+    if view.state.agent(agent).is_none() {
         return Err(Failure::new(
             Code::AgentNotFound,
             format!("agent {agent} is not registered; register it first (POST /api/v1/agents/register)"),
         ));
     }
-    Ok(caller.token)
+    Ok((caller.token, view.state.revision()))
 }

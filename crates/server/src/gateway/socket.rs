@@ -14,8 +14,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use regent_raft::clocks::boot_ms;
-use regent_state::operation::{AgentConnected, Campaign};
-use regent_state::record::WaitsAt;
+use regent_state::operation::Campaign;
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
 use regent_types::lease::MAX_TTL_MS;
 use regent_types::{
@@ -24,7 +23,7 @@ use regent_types::{
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use super::connection::{Connection, Effect, Identity, Join, Joined};
+use super::connection::{Connection, Effect, Identity, Joined};
 use super::registry::{Seat, Signal};
 use crate::keepalive::KeepaliveError;
 use crate::service::{Service, wall_now};
@@ -247,7 +246,8 @@ impl Shell {
                 return false;
             }
             Effect::Join(join) => {
-                let operation = connected(&self.identity, service.waiters().at(), join);
+                let operation =
+                    join.operation(&self.identity, service.waiters().at(), crate::ids::command_id());
                 self.joining = true;
                 self.work
                     .push(async move { Done::Joined(join_cluster(&service, operation).await) }.boxed());
@@ -442,26 +442,6 @@ async fn join_cluster(service: &Service, operation: Operation) -> Joined {
     }
 }
 
-fn connected(identity: &Identity, at: WaitsAt, join: Join) -> Operation {
-    let holds = join.holds;
-    let connected = AgentConnected {
-        agent: identity.agent.clone(),
-        replica: join.replica,
-        node: identity.node,
-        token: identity.token.clone(),
-        protocol: join.protocol,
-        stale_ms: join.stale_ms,
-        runtime_id: join.runtime_id,
-        sessions: join.sessions,
-        command_seed: crate::ids::command_id(),
-    };
-    if connected.replica.as_str().is_empty() {
-        Operation::AgentConnected(connected)
-    } else {
-        Operation::ReplicaConnected { connected, holds, at }
-    }
-}
-
 /// Ends leases whose holder asked for that, once its connection was away for as long as it said. A replica that
 /// has come back by then, on whatever node, keeps them.
 fn release_early(
@@ -513,7 +493,7 @@ fn by_token(token: &TokenId, operation: Operation) -> Request {
 }
 
 /// Proposes until it is decided: reports and hand-overs of what was applied already change nothing, a
-/// campaign keeps its place, and a second join supersedes the first, as it should.
+/// campaign keeps its place, and a second join is refused for the sake of the first: the agent connects again.
 async fn propose_until(service: &Service, request: Request, within: Duration) -> Decided {
     match service.propose_until(&request, within).await {
         Ok(proposed) => Ok((proposed.revision, proposed.applied)),

@@ -75,7 +75,8 @@ pub(super) async fn get() -> impl IntoResponse {
 /// The WebSocket of agents; what goes over it is not OpenAPI's matter. Served by `gateway`.
 #[utoipa::path(get, path = "/api/v1/agents/connect", tag = "agents", security(("token" = []), ("agent" = [])),
     params(("agent_id" = String, Query, description = "The agent"),
-        ("replica" = Option<String>, Query, description = "Which of its replicas; empty when it has only one")),
+        ("replica" = Option<String>, Query, description = "Which of its replicas; empty when it has only one"),
+        ("protocol" = Option<u32>, Query, description = "What it speaks, 3 for now; without it an agent that does not say hello at once is taken for one of StreamSpace v2")),
     responses((status = 101, description = "Frames follow"), ReadProblems))]
 #[allow(dead_code)]
 fn connect() {}

@@ -482,8 +482,19 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                         .map_or_else(|| format!("r{}", state.revision()), str::to_owned),
                 ),
             };
+            let since = step.raw("since").map(|since| match since {
+                "current" => state.revision(),
+                since => Revision(number(since)),
+            });
             let operation = if op.replica.as_str().is_empty() {
-                Operation::AgentConnected(op)
+                match since {
+                    None => Operation::AgentConnected(op),
+                    Some(since) => Operation::ConnectedSince {
+                        since,
+                        connected: op,
+                        replica: None,
+                    },
+                }
             } else {
                 let held = || {
                     state
@@ -496,10 +507,17 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
                     None => None,
                 };
                 let at = waits_at(step);
-                Operation::ReplicaConnected {
-                    connected: op,
-                    holds,
-                    at,
+                match since {
+                    None => Operation::ReplicaConnected {
+                        connected: op,
+                        holds,
+                        at,
+                    },
+                    Some(since) => Operation::ConnectedSince {
+                        since,
+                        connected: op,
+                        replica: Some((holds, at)),
+                    },
                 }
             };
             (operation, true)

@@ -21,7 +21,7 @@ use regent_agent::session::{Candidacy, ControlSession, Effect, Fatal, Known, Mem
 use regent_history::effects;
 use regent_raft::clocks::wall_ms;
 use regent_raft::{Sockets, Stream};
-use regent_types::frame::{CLOSE_SUPERSEDED, CommandFrame, Reason, ServerFrame};
+use regent_types::frame::{CLOSE_SUPERSEDED, CommandFrame, PROTOCOL, Reason, ServerFrame};
 use regent_types::{AgentId, LeaseName, ReplicaName, SessionName, Time, Token};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, Join};
@@ -532,7 +532,10 @@ async fn connect(world: &World, place: Place, who: &Who, node: usize) -> Option<
         Some(replica) => format!("&replica={replica}"),
         None => String::new(),
     };
-    let url = format!("ws://{to}/api/v1/agents/connect?agent_id={}{replica}", who.agent);
+    let url = format!(
+        "ws://{to}/api/v1/agents/connect?agent_id={}{replica}&protocol={PROTOCOL}",
+        who.agent
+    );
     let mut request = url.into_client_request().ok()?;
     request
         .headers_mut()

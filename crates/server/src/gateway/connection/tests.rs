@@ -104,39 +104,25 @@ impl World {
     }
 
     fn connection_of(&self, replica: &str) -> Connection {
-        let identity = Identity {
+        Connection::new(self.identity(replica), self.now)
+    }
+
+    fn identity(&self, replica: &str) -> Identity {
+        Identity {
             agent: agent(),
             replica: ReplicaName::new(replica).unwrap(),
             token: TokenId::new("t").unwrap(),
             node: NODE,
             heartbeat_ms: HEARTBEAT,
             stale_ms: STALE,
-        };
-        Connection::new(identity, self.now)
+            since: self.state.revision(),
+            says_hello: false,
+        }
     }
 
     fn join(&mut self, join: Join) -> Joined {
-        let holds = join.holds;
-        let connected = regent_state::operation::AgentConnected {
-            agent: agent(),
-            replica: join.replica,
-            node: NODE,
-            token: TokenId::new("t").unwrap(),
-            protocol: join.protocol,
-            stale_ms: join.stale_ms,
-            runtime_id: join.runtime_id,
-            sessions: join.sessions,
-            command_seed: CommandId::new(format!("seed-{}", self.state.revision())).unwrap(),
-        };
-        let operation = if connected.replica.as_str().is_empty() {
-            Operation::AgentConnected(connected)
-        } else {
-            Operation::ReplicaConnected {
-                connected,
-                holds,
-                at: WaitsAt { node: NODE, start: 1 },
-            }
-        };
+        let seed = CommandId::new(format!("seed-{}", self.state.revision())).expect("it is one");
+        let operation = join.operation(&self.identity(""), WaitsAt { node: NODE, start: 1 }, seed);
         match self.own(operation) {
             Ok(Outcome::Connected { epoch, token }) => Joined::Yes { epoch, token },
             Ok(other) => panic!("{other:?}"),
@@ -302,6 +288,48 @@ fn hello_is_welcomed_with_the_epoch_of_the_applied_connection() {
     assert_eq!(welcome.token.map(|token| token.0), Some(record.epoch.0));
     assert_eq!((welcome.heartbeat_ms, welcome.stale_ms), (HEARTBEAT, STALE));
     assert_eq!(connection.epoch_to_leave(), Some(record.epoch));
+}
+
+/// The network, or a node that stands still, can hold a `hello` back for as long as the agent needs to connect elsewhere.
+#[test]
+fn a_hello_that_comes_late_does_not_supersede_a_newer_connection() {
+    let mut world = World::new();
+    let mut late = world.connection();
+    let newer = world.joined();
+    world.text(&mut late, HELLO);
+    assert_eq!(
+        world.closed.take().map(|(code, _)| code),
+        Some(CLOSE_TRY_LATER),
+        "an agent that is still there connects again"
+    );
+    assert_eq!(late.epoch_to_leave(), None);
+    let leading = world.state.agent(&agent()).unwrap().leading().unwrap().epoch;
+    assert_eq!(newer.epoch_to_leave(), Some(leading));
+}
+
+/// A frozen agent, or a slow network: what it would be sent as one of StreamSpace's it could not read.
+#[test]
+fn an_agent_that_has_said_what_it_speaks_is_waited_for() {
+    let mut world = World::new();
+    let says_hello = || Identity {
+        says_hello: true,
+        ..world.identity("")
+    };
+    let (mut slow, mut silent, mut wrong) = (
+        Connection::new(says_hello(), world.now),
+        Connection::new(says_hello(), world.now),
+        Connection::new(says_hello(), world.now),
+    );
+    world.pass(&mut slow, HELLO_WITHIN_MS + 500);
+    world.text(&mut slow, HELLO);
+    assert!(matches!(world.frame(), ServerFrame::Welcome(_)));
+
+    world.pass(&mut silent, STALE + 500);
+    assert_eq!(world.closed.take().map(|(code, _)| code), Some(CLOSE_TRY_LATER));
+
+    world.text(&mut wrong, r#"{"type":"heartbeat","payload":{}}"#);
+    let (code, reason) = world.closed.take().unwrap();
+    assert!(code == CLOSE_POLICY && reason.contains("hello"), "{reason}");
 }
 
 /// It was kept whatever its length: a megabyte in the agent's record, in its events and in the refusal of the next one.
