@@ -243,9 +243,9 @@ async fn serves(run: &Run, records: &Records, node: usize) {
 async fn settle(cluster: &Cluster, records: &Records, violations: &mut Vec<Violation>) {
     let client = cluster.client(0);
     // Nobody will ever answer its commands.
-    let _ = client
-        .delete_agent(&AgentId::new(reports::AGENT).unwrap(), true)
-        .await;
+    for agent in reports::AGENTS {
+        let _ = client.delete_agent(&AgentId::new(agent).unwrap(), true).await;
+    }
     let deadline = Instant::now() + SETTLED_WITHIN;
     loop {
         let sessions = client

@@ -24,6 +24,12 @@ pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
     let started: BTreeSet<&str> = effects.iter().map(|effect| effect.session.as_str()).collect();
     let ran = sessions.record(|record| record.running.clone());
     let watched = records.watches.watched();
+    let connections = records
+        .reports
+        .known()
+        .iter()
+        .map(|(_, grants, _)| grants.len())
+        .sum();
     let counts = [
         (
             "calls of registers",
@@ -50,7 +56,7 @@ pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
                 .sum(),
             1,
         ),
-        ("connections of an agent", records.reports.known().0.len(), 2),
+        ("second connections of agents", connections, 5),
         ("starts of sessions", effects.len(), 5),
         ("sessions that were seen running", ran.len(), 5),
         ("commands", sessions.record(|record| record.commands.len()), 5),
@@ -86,8 +92,10 @@ pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
         all.push(lease::check(name, &lease.tenures));
         all.push(fencing::check(name, &lease.grants, &lease.accepted));
     }
-    let (grants, accepted) = records.reports.known();
-    all.push(fencing::check("the connection of an agent", &grants, &accepted));
+    for (agent, grants, accepted) in records.reports.known() {
+        let name = format!("the connection of {agent}");
+        all.push(fencing::check(&name, &grants, &accepted));
+    }
     all.push(effects::once_in_order(&records.sessions.effects()));
     all.push(effects::one_at_a_time(&records.sessions.ran()));
     all.push(retry::check(

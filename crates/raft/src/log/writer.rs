@@ -108,6 +108,10 @@ pub(super) fn run(shared: &Arc<Shared>, mut queue: mpsc::Receiver<Work>, mut pos
         purging |= batch.iter().any(|work| matches!(work, Work::Purge(_)));
         if !batch.is_empty() {
             let written = write(shared, &mut position, batch);
+            if faults::seeded(Fault::AcknowledgedBeforeSynced) {
+                // A disk of microseconds would hide it from all but the luckiest of crashes.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
             finish(shared, &mut position, written);
         }
         if purging {
@@ -177,8 +181,6 @@ fn write(shared: &Shared, position: &mut Position, batch: Vec<Work>) -> Written 
         for waiter in done.drain(..) {
             waiter.complete(Ok(()));
         }
-        // A disk of microseconds would hide it from all but the luckiest of crashes.
-        std::thread::sleep(std::time::Duration::from_millis(3));
     }
     if outcome.is_ok() {
         outcome = run.store(shared);
