@@ -57,6 +57,10 @@ impl Ongoing {
         match who {
             Who::Node(node) => node,
             Who::Leader => self.cluster.leader().await.unwrap_or(0),
+            Who::Follower => {
+                let leader = self.cluster.leader().await.unwrap_or(0);
+                (leader + 1) % self.cluster.plan.nodes
+            }
         }
     }
 

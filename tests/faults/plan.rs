@@ -20,6 +20,8 @@ pub(crate) enum Who {
     Node(usize),
     /// Whichever leads when it happens.
     Leader,
+    /// One that does not.
+    Follower,
 }
 
 /// Something that goes wrong.
