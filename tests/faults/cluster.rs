@@ -17,7 +17,7 @@ use regent_types::cluster::Cluster as Seen;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{REGENT, eventually, lifeline, restrict, send};
+use crate::harness::{REGENT, eventually, lifeline, processes_naming, restrict, send};
 use crate::network::Network;
 use crate::plan::Plan;
 use crate::proxy::{Lateness, Proxy};
@@ -318,6 +318,37 @@ impl Cluster {
         if let Some(mut child) = child {
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// All replicas of the agent end at once, and all that they run. Their files stay.
+    pub(crate) fn lose_agents_host(&self) {
+        let replicas: Vec<String> = (0..REPLICAS.len()).map(replica_name).collect();
+        let folder = self.folder.join("agent").display().to_string();
+        let running = || -> Vec<u32> {
+            let sessions = processes_naming(&format!("{folder}/"));
+            let replicas = replicas.iter().filter_map(|name| self.pid(name));
+            sessions.into_iter().chain(replicas).collect()
+        };
+        for name in &replicas {
+            self.may_end(name);
+        }
+        // Until what was begun meanwhile stands still too; then nobody sees anybody else's end.
+        let mut stopped = Vec::new();
+        loop {
+            let new: Vec<u32> = running()
+                .into_iter()
+                .filter(|pid| !stopped.contains(pid))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            new.iter().for_each(|pid| send(*pid, Signal::STOP));
+            stopped.extend(new);
+        }
+        stopped.iter().for_each(|pid| send(*pid, Signal::KILL));
+        for name in &replicas {
+            self.kill(name);
         }
     }
 

@@ -207,6 +207,7 @@ impl Ongoing {
                 self.nodes = vec![self.resolve(*who).await];
                 cluster.network.cut(cluster.agents(), &self.nodes, Cut::Both);
             }
+            Nemesis::LoseHost => cluster.lose_agents_host(),
         }
         Ok(())
     }
@@ -304,7 +305,8 @@ impl Ongoing {
             | Nemesis::SlowDisk(..)
             | Nemesis::Behind(_)
             | Nemesis::KillAgent
-            | Nemesis::RestartAgent => {}
+            | Nemesis::RestartAgent
+            | Nemesis::LoseHost => {}
         }
         Ok(())
     }

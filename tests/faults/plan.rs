@@ -67,6 +67,8 @@ pub(crate) enum Nemesis {
     RestartAgent,
     /// The agent's host does not reach one of the nodes.
     CutAgent(Who),
+    /// The agent's host loses its power: all replicas end at once, and all that runs there.
+    LoseHost,
 }
 
 impl fmt::Display for Nemesis {
@@ -129,10 +131,11 @@ enum Kind {
     FreezeAgent,
     RestartAgent,
     CutAgent,
+    LoseHost,
 }
 
 impl Kind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Kill,
         Self::KillAll,
         Self::Freeze,
@@ -153,6 +156,7 @@ impl Kind {
         Self::FreezeAgent,
         Self::RestartAgent,
         Self::CutAgent,
+        Self::LoseHost,
     ];
 
     /// Whether it may happen beside another one: those that follow steps of their own may not.
@@ -177,7 +181,7 @@ impl Kind {
             Self::Partition | Self::OneWay | Self::Bridge | Self::Flap | Self::CutAgent => 2,
             Self::Delay => 3,
             Self::ClockJump => 4,
-            Self::KillAgent | Self::FreezeAgent | Self::RestartAgent => 5,
+            Self::KillAgent | Self::FreezeAgent | Self::RestartAgent | Self::LoseHost => 5,
         }
     }
 }
@@ -291,6 +295,7 @@ impl Plan {
             Kind::FreezeAgent => Nemesis::FreezeAgent,
             Kind::RestartAgent => Nemesis::RestartAgent,
             Kind::CutAgent => Nemesis::CutAgent(who(random)),
+            Kind::LoseHost => Nemesis::LoseHost,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::cluster::Cluster;
 use crate::harness::processes_naming;
 use crate::nemesis::Ongoing;
 use crate::network::Network;
-use crate::plan::{Plan, Round};
+use crate::plan::{Nemesis, Plan, Round};
 use crate::workload::leases::Leases;
 use crate::workload::registers::Registers;
 use crate::workload::reports::{self, Reports};
@@ -137,6 +137,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     let mut violations = Vec::new();
     let begun = Instant::now();
     let mut number = 0;
+    let mut host_lost = false;
     let mut longest = Duration::ZERO;
     while number < wish.at_least || begun.elapsed() < wish.lasts {
         let round = match &wish.rounds {
@@ -144,6 +145,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
             None => wish.plan.round(number),
         };
         number += 1;
+        host_lost |= round.faults.contains(&Nemesis::LoseHost);
         longest = longest.max(disturb(&cluster, &run, &records, &wish, round, &mut violations).await);
         samples.take(&cluster);
         if let Some(checker) = wish.until {
@@ -170,7 +172,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());
         violations.extend(samples.check().err());
-        violations.extend(verdict::vacuous(&records));
+        violations.extend(verdict::vacuous(&records, host_lost));
     }
     violations.extend(panics(cluster.path()));
     violations

@@ -18,7 +18,7 @@ const LOST: &str = "nothing accepted is lost";
 const VACUOUS: &str = "something happened";
 
 /// A run in which nothing happened is green too: every kind of record must have something in it.
-pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
+pub(crate) fn vacuous(records: &Records, host_lost: bool) -> Option<Violation> {
     let sessions = &records.sessions;
     let effects = sessions.effects();
     let started: BTreeSet<&str> = effects.iter().map(|effect| effect.session.as_str()).collect();
@@ -58,6 +58,11 @@ pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
         ),
         ("second connections of agents", connections, 5),
         ("starts of sessions", effects.len(), 5),
+        (
+            "starts in a later generation",
+            effects.iter().filter(|effect| effect.generation > 1).count(),
+            usize::from(host_lost),
+        ),
         ("sessions that were seen running", ran.len(), 5),
         ("commands", sessions.record(|record| record.commands.len()), 5),
         (
