@@ -343,10 +343,14 @@ impl Cluster {
             if new.is_empty() {
                 break;
             }
-            new.iter().for_each(|pid| send(*pid, Signal::STOP));
+            for pid in &new {
+                send(*pid, Signal::STOP);
+            }
             stopped.extend(new);
         }
-        stopped.iter().for_each(|pid| send(*pid, Signal::KILL));
+        for pid in stopped {
+            send(pid, Signal::KILL);
+        }
         for name in &replicas {
             self.kill(name);
         }
