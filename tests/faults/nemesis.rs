@@ -20,6 +20,8 @@ use crate::strace::Tracer;
 
 /// How often a flapping link changes.
 const FLAP_EVERY: Duration = Duration::from_millis(150);
+/// How long something may take that takes a moment.
+const SOON: Duration = Duration::from_secs(25);
 /// The file that takes all the room of a disk.
 const BALLAST: &str = "ballast";
 
@@ -112,7 +114,7 @@ impl Ongoing {
                     cluster.stop(&node_name(node)).await?;
                     cluster.start_node(node);
                     let client = cluster.client_of(node);
-                    eventually("a node serves again", || async { client.readyz().await.ok() }).await;
+                    soon("node that serves again", || async { client.readyz().await.ok() }).await?;
                 }
             }
             Nemesis::Transfers(every) => {
@@ -189,7 +191,7 @@ impl Ongoing {
             Nemesis::Behind(who) => {
                 self.nodes = vec![self.resolve(*who).await];
                 cluster.kill(&node_name(self.nodes[0]));
-                self.until_it_is_behind().await;
+                self.until_it_is_behind().await?;
             }
             Nemesis::KillAgent => {
                 self.replica = self.leading_replica().await;
@@ -222,19 +224,16 @@ impl Ongoing {
     }
 
     /// Writes by the other clients fill the log beyond what is kept behind a snapshot.
-    async fn until_it_is_behind(&self) {
+    async fn until_it_is_behind(&self) -> Result<(), String> {
         let others = self.others(&self.nodes);
         let client = self.cluster.client_of(others[0]);
         let index = async || client.index().await.ok().flatten().map(|index| index.0);
-        let begun = eventually("an index", index).await;
-        eventually(
-            "entries that the node lacks are not in the log any more",
-            || async {
-                let now = index().await?;
-                (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
-            },
-        )
-        .await;
+        let begun = soon("index", index).await?;
+        soon("log without the entries that the node lacks", || async {
+            let now = index().await?;
+            (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
+        })
+        .await
     }
 
     fn trace(&mut self, inject: &str) -> Result<(), String> {
@@ -316,6 +315,12 @@ impl Ongoing {
     async fn end_what_failed(&self) -> Result<(), String> {
         self.cluster.stop(&node_name(self.nodes[0])).await
     }
+}
+
+/// Waits for it, and says so when it does not come: what was recorded until then may say why.
+async fn soon<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> Result<T, String> {
+    let waited = tokio::time::timeout(SOON, eventually(what, look)).await;
+    waited.map_err(|_| format!("there was no {what} within {SOON:?}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -228,8 +228,12 @@ struct Search<'a> {
     order: Vec<(usize, u64)>,
     /// Where all before are taken.
     first: usize,
-    tried: HashSet<(Vec<u64>, u64)>,
+    tried: HashSet<Tried>,
 }
+
+/// What was taken, and what the register held then. Before the first word everything is taken and after the last nothing:
+/// what remains is as long as calls overlap, however long the history is.
+type Tried = (usize, Vec<u64>, u64);
 
 impl<'a> Search<'a> {
     fn new(done: &'a [Done]) -> Self {
@@ -244,6 +248,16 @@ impl<'a> Search<'a> {
 
     fn is_taken(&self, at: usize) -> bool {
         self.taken[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    fn tried(&self, holds: u64) -> Tried {
+        let first = (self.first / 64).min(self.taken.len());
+        let end = self
+            .taken
+            .iter()
+            .rposition(|word| *word != 0)
+            .map_or(0, |last| last + 1);
+        (first, self.taken[first..end.max(first)].to_vec(), holds)
     }
 
     fn flip(&mut self, at: usize) {
@@ -291,7 +305,7 @@ impl<'a> Search<'a> {
             }
             if let Some((at, next)) = self.candidate(from, self.deadline(), holds) {
                 self.flip(at);
-                if self.tried.insert((self.taken.clone(), next)) {
+                if self.tried.insert(self.tried(next)) {
                     self.order.push((at, holds));
                     holds = next;
                     from = 0;
