@@ -406,6 +406,14 @@ async fn frames_that_make_no_sense_are_counted_and_ignored_and_others_notice_not
     let mut good = Streamspace::start(&api, "good").await;
     dev.agent_online(&good.id).await;
     let key = api.agent(json!({ "agentId": "bad" })).await;
+    for query in [
+        "agent_id=bad&protocol=v3",
+        "agent_id=bad&protocol=-1",
+        "protocol=3",
+    ] {
+        let refused = Socket::try_connect(&api, query, &key).await.err();
+        assert_eq!(refused, Some(400), "{query}");
+    }
     let mut dice = Dice(0xbad);
     for round in 0..4 {
         let mut socket = Socket::connect(&api, "agent_id=bad", &key).await;

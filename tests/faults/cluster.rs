@@ -5,6 +5,7 @@
 //! noticed: that is a fault too.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,7 @@ use crate::harness::{REGENT, eventually, lifeline, processes_naming, restrict, s
 use crate::network::Network;
 use crate::plan::Plan;
 use crate::proxy::{Lateness, Proxy};
+use crate::workload::sessions::{HOST_LOST, effects_file};
 
 pub(crate) const AGENT: &str = "faults";
 pub(crate) const REPLICAS: [&str; 3] = ["a", "b", "c"];
@@ -333,9 +335,10 @@ impl Cluster {
         for name in &replicas {
             self.may_end(name);
         }
-        // Until what was begun meanwhile stands still too; then nobody sees anybody else's end.
+        // Until what was begun meanwhile stands still too; then nobody sees anybody else's end. Each look finds the
+        // children of those that the one before had not stopped yet.
         let mut stopped = Vec::new();
-        loop {
+        for _ in 0..100 {
             let new: Vec<u32> = running()
                 .into_iter()
                 .filter(|pid| !stopped.contains(pid))
@@ -354,6 +357,12 @@ impl Cluster {
         for name in &replicas {
             self.kill(name);
         }
+        let effects = effects_file(&self.folder);
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(effects);
+        writeln!(file.unwrap(), "{HOST_LOST}").unwrap();
     }
 
     /// Ends it in good order; says so if it does not end.

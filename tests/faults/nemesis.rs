@@ -318,7 +318,10 @@ impl Ongoing {
 }
 
 /// Waits for it, and says so when it does not come: what was recorded until then may say why.
-async fn soon<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> Result<T, String> {
+pub(crate) async fn soon<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    look: impl FnMut() -> F,
+) -> Result<T, String> {
     let waited = tokio::time::timeout(SOON, eventually(what, look)).await;
     waited.map_err(|_| format!("there was no {what} within {SOON:?}"))
 }

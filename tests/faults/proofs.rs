@@ -143,7 +143,7 @@ impl Proof {
 }
 
 /// A cluster like those of the other runs, in this trouble.
-fn trouble(rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Outcome> {
+fn trouble(mut rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Outcome> {
     let _alone = alone();
     let plan = Plan {
         proxied: false,
@@ -152,6 +152,9 @@ fn trouble(rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Outcom
         ..Plan::new(1, Some(3), can())
     };
     let network = network(&plan)?;
+    for (round, number) in rounds.iter_mut().zip(0..) {
+        round.number = number;
+    }
     let wish = Wish {
         plan,
         lasts: Duration::ZERO,

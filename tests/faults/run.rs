@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
 use crate::harness::processes_naming;
-use crate::nemesis::Ongoing;
+use crate::nemesis::{Ongoing, soon};
 use crate::network::Network;
 use crate::plan::{Nemesis, Plan, Round};
 use crate::workload::leases::Leases;
@@ -137,7 +137,6 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     let mut violations = Vec::new();
     let begun = Instant::now();
     let mut number = 0;
-    let mut host_lost = false;
     let mut longest = Duration::ZERO;
     while number < wish.at_least || begun.elapsed() < wish.lasts {
         let round = match &wish.rounds {
@@ -145,7 +144,6 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
             None => wish.plan.round(number),
         };
         number += 1;
-        host_lost |= round.faults.contains(&Nemesis::LoseHost);
         longest = longest.max(disturb(&cluster, &run, &records, &wish, round, &mut violations).await);
         samples.take(&cluster);
         if let Some(checker) = wish.until {
@@ -172,7 +170,7 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());
         violations.extend(samples.check().err());
-        violations.extend(verdict::vacuous(&records, host_lost));
+        violations.extend(verdict::vacuous(&records));
     }
     violations.extend(panics(cluster.path()));
     violations
@@ -189,6 +187,7 @@ async fn disturb(
 ) -> Duration {
     eprintln!("  round {}, {} ms:", round.number, round.lasts.as_millis());
     let mut ongoing = Vec::new();
+    let host_lost = round.faults.contains(&Nemesis::LoseHost);
     for fault in round.faults {
         match Ongoing::begin(cluster, fault).await {
             Ok(fault) => ongoing.push(fault),
@@ -221,6 +220,11 @@ async fn disturb(
             round.number, wish.recovers_within
         );
         violations.push(Violation::new(RECOVERY, what));
+    }
+    if host_lost {
+        let resident = async || records.sessions.resident_runs().then_some(());
+        let again = soon("session that runs again after the loss of its host", resident).await;
+        violations.extend(again.map_err(|what| Violation::new(RECOVERY, what)).err());
     }
     tokio::time::sleep(round.calm).await;
     took
@@ -257,7 +261,7 @@ async fn settle(cluster: &Cluster, records: &Records, violations: &mut Vec<Viola
         let open: Vec<_> = sessions
             .iter()
             // The registers stay: they were never placed.
-            .filter(|session| Sessions::users().contains(&session.user.as_str()))
+            .filter(|session| Sessions::users().any(|user| user == session.user.as_str()))
             .filter(|session| !session.state.is_final())
             .collect();
         for session in &open {

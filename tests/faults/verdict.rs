@@ -18,9 +18,9 @@ const LOST: &str = "nothing accepted is lost";
 const VACUOUS: &str = "something happened";
 
 /// A run in which nothing happened is green too: every kind of record must have something in it.
-pub(crate) fn vacuous(records: &Records, host_lost: bool) -> Option<Violation> {
+pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
     let sessions = &records.sessions;
-    let effects = sessions.effects();
+    let (effects, losses) = sessions.effects();
     let started: BTreeSet<&str> = effects.iter().map(|effect| effect.session.as_str()).collect();
     let ran = sessions.record(|record| record.running.clone());
     let watched = records.watches.watched();
@@ -61,7 +61,7 @@ pub(crate) fn vacuous(records: &Records, host_lost: bool) -> Option<Violation> {
         (
             "starts in a later generation",
             effects.iter().filter(|effect| effect.generation > 1).count(),
-            usize::from(host_lost),
+            losses.len().min(1),
         ),
         ("sessions that were seen running", ran.len(), 5),
         ("commands", sessions.record(|record| record.commands.len()), 5),
@@ -101,7 +101,8 @@ pub(crate) fn so_far(records: &Records) -> Vec<Violation> {
         let name = format!("the connection of {agent}");
         all.push(fencing::check(&name, &grants, &accepted));
     }
-    all.push(effects::once_in_order(&records.sessions.effects()));
+    let (effects, losses) = records.sessions.effects();
+    all.push(effects::once_in_order(&effects, &losses));
     all.push(effects::one_at_a_time(&records.sessions.ran()));
     all.push(retry::check(
         &records.sessions.record(|record| record.answers.clone()),

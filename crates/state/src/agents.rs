@@ -209,6 +209,9 @@ pub(crate) fn connected(
 /// Refuses a connection if a newer one of that replica was taken up since its socket was opened, even if that one is over
 /// by now. A proposal can hang in the network, or in a node that stands still, while the agent connects elsewhere: the
 /// older connection would supersede the newer, and what was begun since would be missing from what it says.
+///
+/// What is over is not kept by replica. So another replica that came and went meanwhile refuses this one too, and a join
+/// that is proposed twice refuses itself when the first was applied; then the agent connects once more.
 pub(crate) fn is_newest(txn: &Txn<'_>, op: &AgentConnected, since: Revision) -> Result<(), Rejection> {
     txn.actor.require_node()?;
     let agent = find(txn, &op.agent)?;

@@ -4,7 +4,7 @@
 //! too: whatever is answered to one key must be the same thing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ const TEMPLATE: &str = "effects";
 /// Who makes sessions, and how many each may have.
 const USERS: [&str; 2] = ["olga", "pavel"];
 pub(crate) const QUOTA: usize = 3;
+/// Who has one session, which nobody ends.
+const RESIDENT: &str = "rita";
+/// What stands among the effects where the host lost its power.
+pub(crate) const HOST_LOST: &str = "the host lost its power";
 /// Clients of each user: more than it may have sessions, so that the quota is met.
 const CLIENTS: usize = 4;
 /// How often a call is repeated until it is known what came of it.
@@ -49,12 +53,19 @@ pub(crate) struct Record {
 pub(crate) struct Sessions {
     record: Mutex<Record>,
     file: PathBuf,
+    /// Runs from the beginning to the end.
+    resident: String,
+}
+
+/// Where programs write that they have begun.
+pub(crate) fn effects_file(folder: &Path) -> PathBuf {
+    folder.join("effects")
 }
 
 impl Sessions {
     /// Makes the users and the template.
     pub(crate) async fn new(run: &Arc<Run>) -> Arc<Self> {
-        let file = run.cluster.path().join("effects");
+        let file = effects_file(run.cluster.path());
         // One `echo` is one write to a file opened for appending: lines do not mix.
         let script = r#"trap 'exit 0' TERM
             echo "$REGENT_SESSION $REGENT_GENERATION" >> "$EFFECTS"
@@ -73,7 +84,7 @@ impl Sessions {
             client.apply_template(&manifest).await.ok()
         })
         .await;
-        for user in USERS {
+        for user in Self::users() {
             let body = json!({ "username": user, "password": "a long one, and never used", "role": "user",
                 "quota": { "sessions": QUOTA } });
             eventually("a user", || async {
@@ -85,14 +96,26 @@ impl Sessions {
             })
             .await;
         }
+        let body = json!({ "template": TEMPLATE, "user": RESIDENT });
+        let resident = eventually("the session that stays", || async {
+            match send(run.request(0, Method::POST, "sessions").json(&body)).await {
+                Answer::Done { body, .. } => Some(body["name"].as_str()?.to_owned()),
+                Answer::Refused(..) | Answer::Unknown => None,
+            }
+        })
+        .await;
+        let name = SessionName::new(&resident).unwrap();
+        crate::harness::session_state(&client, &name, SessionState::Running).await;
         Arc::new(Self {
             record: Mutex::default(),
             file,
+            resident,
         })
     }
 
-    pub(crate) fn users() -> [&'static str; 2] {
-        USERS
+    /// Everybody who has sessions that run.
+    pub(crate) fn users() -> impl Iterator<Item = &'static str> {
+        USERS.into_iter().chain([RESIDENT])
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, run: &Arc<Run>, clients: &mut JoinSet<()>) {
@@ -109,19 +132,29 @@ impl Sessions {
         with(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The starts, in the order in which they happened.
-    pub(crate) fn effects(&self) -> Vec<Effect> {
+    /// The starts, in the order in which they happened, and after how many of them the host lost its power.
+    pub(crate) fn effects(&self) -> (Vec<Effect>, Vec<usize>) {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
-        let effect = |line: &str| {
-            let (session, generation) = line.split_once(' ')?;
-            Some(Effect {
+        let (mut effects, mut losses) = (Vec::new(), Vec::new());
+        for line in text.lines() {
+            if line == HOST_LOST {
+                losses.push(effects.len());
+                continue;
+            }
+            let (session, generation) = line.split_once(' ').expect("lines are whole");
+            effects.push(Effect {
                 session: session.to_owned(),
-                generation: generation.parse().ok()?,
-            })
-        };
-        text.lines()
-            .map(|line| effect(line).expect("lines are whole"))
-            .collect()
+                generation: generation.parse().expect("lines are whole"),
+            });
+        }
+        (effects, losses)
+    }
+
+    /// Whether the session that nobody ends runs.
+    pub(crate) fn resident_runs(&self) -> bool {
+        self.processes()
+            .iter()
+            .any(|(session, _)| *session == self.resident)
     }
 
     /// The processes that were there for certain, and when. One that was seen only once need not have been there

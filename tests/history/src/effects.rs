@@ -52,13 +52,18 @@ pub fn ended(commands: &[(String, Option<String>)]) -> Result<(), Violation> {
     Err(Violation::new(ENDS, what).with(open))
 }
 
-/// Judges the effects in the order in which they happened.
-pub fn once_in_order(effects: &[Effect]) -> Result<(), Violation> {
-    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
-    for Effect { session, generation } in effects {
-        if let Some(before) = last.insert(session, *generation)
+/// Judges the effects in the order in which they happened. `losses` says after how many of them the host lost its power:
+/// a start whose outcome it had not recorded by then may be done once more, for nothing of it is left.
+pub fn once_in_order(effects: &[Effect], losses: &[usize]) -> Result<(), Violation> {
+    let mut last: BTreeMap<&str, (u64, usize)> = BTreeMap::new();
+    for (at, Effect { session, generation }) in effects.iter().enumerate() {
+        if let Some((before, then)) = last.insert(session, (*generation, at))
             && before >= *generation
         {
+            let lost = losses.iter().any(|loss| (then + 1..=at).contains(loss));
+            if before == *generation && lost {
+                continue;
+            }
             let what = if before == *generation {
                 format!("{session}: generation {generation} began twice")
             } else {
@@ -104,16 +109,31 @@ mod tests {
 
     #[test]
     fn an_effect_that_happens_twice_or_late_is_seen() {
-        let effects = |all: &[(&str, u64)]| {
+        let after_losses = |all: &[(&str, u64)], losses: &[usize]| {
             let effect = |(session, generation): &(&str, u64)| Effect {
                 session: (*session).to_owned(),
                 generation: *generation,
             };
-            once_in_order(&all.iter().map(effect).collect::<Vec<_>>())
+            once_in_order(&all.iter().map(effect).collect::<Vec<_>>(), losses)
         };
+        let effects = |all: &[(&str, u64)]| after_losses(all, &[]);
         assert!(effects(&[("a", 1), ("b", 1), ("a", 2)]).is_ok());
         assert!(effects(&[("a", 1), ("b", 1), ("a", 1)]).is_err());
         assert!(effects(&[("a", 2), ("b", 1), ("a", 1)]).is_err());
+
+        let again = [("a", 1), ("b", 1), ("a", 1)];
+        assert!(after_losses(&again, &[1]).is_ok());
+        assert!(after_losses(&again, &[2]).is_ok());
+        assert!(after_losses(&again, &[0]).is_err(), "before it began first");
+        assert!(after_losses(&again, &[3]).is_err(), "after it began again");
+        assert!(
+            after_losses(&[("a", 2), ("a", 1)], &[1]).is_err(),
+            "never backwards"
+        );
+        assert!(
+            after_losses(&[("a", 1), ("a", 1), ("a", 1)], &[1]).is_err(),
+            "once for each loss"
+        );
     }
 
     #[test]

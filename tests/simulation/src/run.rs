@@ -484,7 +484,7 @@ impl Simulation {
         }
         for (who, target) in &self.agents {
             let begun = target.host().begun.clone();
-            effects::once_in_order(&begun).map_err(|violation| violation.with([who.name()]))?;
+            effects::once_in_order(&begun, &[]).map_err(|violation| violation.with([who.name()]))?;
         }
         self.judge_sessions(&book)?;
         for (name, tenures) in &book.leases {

@@ -305,6 +305,7 @@ impl Connection {
         self.malformed = 0;
         match (&self.phase, frame) {
             (Phase::Silent { .. }, Some(AgentFrame::Hello(hello))) => self.join(hello),
+            (Phase::Silent { .. }, None) if self.identity.says_hello => {}
             (Phase::Silent { .. }, _) if self.identity.says_hello => self.close(
                 CLOSE_POLICY,
                 format!("hello must be the first frame of an agent of protocol {PROTOCOL}"),
@@ -458,7 +459,7 @@ impl Connection {
             }
             Joined::Refused(Rejection::Superseded) => self.close(
                 CLOSE_TRY_LATER,
-                "a newer connection was taken up while this one was; connect again".to_owned(),
+                "a newer connection was taken up since this one was opened; connect again".to_owned(),
             ),
             Joined::Refused(rejection) => self.close(CLOSE_POLICY, rejection.to_string()),
             Joined::Unavailable(why) => self.close(CLOSE_TRY_LATER, why),

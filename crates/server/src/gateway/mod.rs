@@ -42,7 +42,7 @@ pub(crate) struct ConnectQuery {
     replica: String,
     /// What it speaks, if it says so.
     #[serde(default)]
-    protocol: Option<u32>,
+    protocol: Option<String>,
 }
 
 /// `GET /api/v1/agents/connect`: who may not is told so by a problem document, before the upgrade.
@@ -57,6 +57,16 @@ pub(crate) async fn connect(
         AgentId::new(&query.agent_id).map_err(|error| Failure::field("agent_id", error.to_string()))?;
     let replica =
         ReplicaName::new(&query.replica).map_err(|error| Failure::field("replica", error.to_string()))?;
+    let protocol: Option<u32> = match query.protocol.as_deref().map(str::parse) {
+        None => None,
+        Some(Ok(protocol)) => Some(protocol),
+        Some(Err(_)) => {
+            return Err(Failure::field(
+                "protocol",
+                format!("must be a number: {PROTOCOL} for now"),
+            ));
+        }
+    };
     let (token, since) = authenticate(&service, &agent, &headers).await?;
     let upgrade = upgrade.map_err(|error| Failure::new(Code::InvalidRequest, error.body_text()))?;
     if service.is_draining() {
@@ -76,7 +86,7 @@ pub(crate) async fn connect(
         heartbeat_ms: service.options().heartbeat_ms(),
         stale_ms: service.options().stale_ms(),
         since,
-        says_hello: query.protocol.is_some_and(|protocol| protocol >= PROTOCOL),
+        says_hello: protocol.is_some_and(|protocol| protocol >= PROTOCOL),
     };
     let response = upgrade
         .read_buffer_size(READ_BUFFER)

@@ -41,7 +41,7 @@ static EARLY: Semaphore = Semaphore::const_new(MAX_EARLY);
 const MAX_RELEASES: usize = 64;
 /// How long one frame may take to be written before the agent counts as gone.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
-/// How long `AgentConnected` is tried; the agent had better ask another node then.
+/// How long `ConnectedSince` is tried; the agent had better ask another node then.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a hand-over or a campaign is tried before the state is looked at again.
 const HAND_WITHIN: Duration = Duration::from_secs(5);

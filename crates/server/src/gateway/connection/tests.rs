@@ -327,6 +327,8 @@ fn an_agent_that_has_said_what_it_speaks_is_waited_for() {
     world.pass(&mut silent, STALE + 500);
     assert_eq!(world.closed.take().map(|(code, _)| code), Some(CLOSE_TRY_LATER));
 
+    world.text(&mut wrong, r#"{"type":"of a later protocol","payload":{}}"#);
+    assert!(world.closed.is_none(), "unknown types are ignored");
     world.text(&mut wrong, r#"{"type":"heartbeat","payload":{}}"#);
     let (code, reason) = world.closed.take().unwrap();
     assert!(code == CLOSE_POLICY && reason.contains("hello"), "{reason}");
