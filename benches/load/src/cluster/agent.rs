@@ -113,7 +113,8 @@ pub(crate) async fn join(
     key: &str,
     sessions: &[Value],
 ) -> anyhow::Result<(Socket, Duration)> {
-    let mut request = format!("ws://{address}/api/v1/agents/connect?agent_id={id}&protocol=3").into_client_request()?;
+    let mut request =
+        format!("ws://{address}/api/v1/agents/connect?agent_id={id}&protocol=3").into_client_request()?;
     request.headers_mut().insert("X-Agent-API-Key", key.parse()?);
     let (mut socket, _) = tokio_tungstenite::connect_async_with_config(request, None, true).await?;
     let hello = json!({ "protocol": 3, "runtimeId": id, "sessions": sessions, "leases": [] });

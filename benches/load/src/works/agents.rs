@@ -151,7 +151,8 @@ async fn join(
     id: &str,
     token: &str,
 ) -> anyhow::Result<(WebSocketStream<TcpStream>, Duration)> {
-    let mut request = format!("ws://{address}/api/v1/agents/connect?agent_id={id}&protocol=3").into_client_request()?;
+    let mut request =
+        format!("ws://{address}/api/v1/agents/connect?agent_id={id}&protocol=3").into_client_request()?;
     request.headers_mut().insert("X-Agent-API-Key", token.parse()?);
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER)
