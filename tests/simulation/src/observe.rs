@@ -23,6 +23,10 @@ pub struct Observer {
     pub compared: u64,
     /// Leaderships that were seen.
     pub leaderships: std::collections::BTreeSet<(u64, u64)>,
+    /// Indexes at which a term is known: the entry there was written in it or in a later one.
+    terms: BTreeMap<u64, u64>,
+    /// The term that each node had promised when its last start began.
+    promised: BTreeMap<Host, u64>,
 }
 
 impl Observer {
@@ -41,19 +45,36 @@ impl Observer {
             let id = node.id().0;
             let view = node.view();
             let leadership = *node.leadership().borrow();
-            if let Some(mine) = leadership.mine {
-                self.leaderships.insert((mine.term, mine.node.0));
-            }
             let index = view.applied_index;
+            if let Some(mine) = leadership.mine
+                && self.leaderships.insert((mine.term, mine.node.0))
+            {
+                // It has applied an entry of its own.
+                let known = self.terms.entry(index).or_default();
+                *known = mine.term.max(*known);
+            }
             let start = cluster.members[place].starts;
-            let same_start = self.last.get(&place).filter(|(at, _, _)| *at == start);
-            let (_, last, term) = same_start.copied().unwrap_or_default();
+            let (before, last, term) = self.last.get(&place).copied().unwrap_or_default();
+            let (last, term) = if before == start {
+                (last, term)
+            } else {
+                self.restarted(place, last);
+                (0, 0)
+            };
             if index == last && leadership.term == term {
                 continue;
             }
             let seen = |what: u64| (id, now, what);
             forward::check("the applied index", &[seen(last), seen(index)])?;
             forward::check("the term", &[seen(term), seen(leadership.term)])?;
+            // A node that has only just been started does not know its term yet.
+            let promised = self.promised.get(&place).copied().unwrap_or_default();
+            if leadership.term > 0 {
+                forward::check(
+                    "the term that was promised before a start",
+                    &[seen(promised), seen(leadership.term)],
+                )?;
+            }
             self.last.insert(place, (start, index, leadership.term));
             if index == 0 {
                 continue;
@@ -71,6 +92,18 @@ impl Observer {
             self.time(index, view.state.now(), id)?;
         }
         Ok(())
+    }
+
+    /// Notes which term a node has promised that had applied the log up to `index` before it was started again.
+    ///
+    /// That is not the term that it showed. A node shows a term as soon as it has heard of it, which may be before its
+    /// vote is synced, and a power cut in between takes that term back rightly: nobody was told of it. But a node
+    /// takes no entry before it has synced a vote of the entry's term or a later one, so the terms of what it had
+    /// applied must be there after any crash.
+    fn restarted(&mut self, place: Host, index: u64) {
+        let applied = self.terms.range(..=index).map(|(_, term)| *term).max();
+        let promised = self.promised.entry(place).or_default();
+        *promised = applied.unwrap_or_default().max(*promised);
     }
 
     /// Cluster time belongs to the log: it is the same wherever an index is applied, and never less than before.

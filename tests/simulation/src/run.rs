@@ -1,5 +1,6 @@
 //! One seed: a cluster is started, used and troubled, healed, and judged.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,13 +9,16 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use regent_agent::runtime::ObservedState;
-use regent_history::{Violation, effects, lease, register};
+use regent_history::quota::Change;
+use regent_history::{Violation, effects, fencing, lease, quota, register, watch};
+use regent_raft::View;
+use regent_state::event::EventRecord;
 use regent_state::record::SessionState;
 use regent_types::{AgentId, ReplicaName};
 use tokio::time::Instant;
 
 use crate::clients::agents::{self, Target, Who};
-use crate::clients::{Book, Place, World, leases, registers, sessions};
+use crate::clients::{Book, Place, World, leases, registers, sessions, watches};
 use crate::cluster::{Cluster, rate};
 use crate::machine::{Machine, TICK_MS};
 use crate::network::{Host, Network};
@@ -246,6 +250,16 @@ impl Simulation {
         let healed = self.now;
         self.until_all_serve("healing", HEALED_WITHIN_MS)?;
         self.recovered_ms = Some(self.now - healed);
+        let last = self.cluster.node(0).and_then(|node| last_event(&node.view()));
+        self.until(
+            "all watchers have seen what happened",
+            END_WITHIN_MS,
+            |simulation| {
+                let book = simulation.world.book();
+                let mut watched = book.watched.iter();
+                watched.all(|watched| watched.events.last().map(|event| event.id) >= last)
+            },
+        )?;
         self.world.ending.store(true, Ordering::Relaxed);
         self.until(
             "all clients have come to their end",
@@ -353,11 +367,24 @@ impl Simulation {
             });
             count += 1;
         }
+        let rng = StdRng::seed_from_u64(self.rng.random());
+        self.on_client(0, |world, place| {
+            leases::intrude(world, place, "intruder".to_owned(), rng)
+        });
+        count += 1;
         for number in 0..2_usize {
             let rng = StdRng::seed_from_u64(self.rng.random());
             let name = format!("user {number}");
             self.on_client(number % CLIENT_MACHINES, |world, place| {
                 sessions::run(world, place, name, rng)
+            });
+            count += 1;
+        }
+        for number in 0..3_usize {
+            let rng = StdRng::seed_from_u64(self.rng.random());
+            let name = format!("watcher {number}");
+            self.on_client(number % CLIENT_MACHINES, |world, place| {
+                watches::run(world, place, name, rng)
             });
             count += 1;
         }
@@ -486,43 +513,28 @@ impl Simulation {
             let begun = target.host().begun.clone();
             effects::once_in_order(&begun, &[]).map_err(|violation| violation.with([who.name()]))?;
         }
-        self.judge_sessions(&book)?;
         for (name, tenures) in &book.leases {
             lease::check(name, tenures)?;
         }
-        Ok(())
-    }
-
-    /// What was acknowledged is there, and a request that was sent twice made one session.
-    fn judge_sessions(&self, book: &Book) -> Result<(), Violation> {
-        if !book.doubled.is_empty() {
-            let what = "a request that was sent again was done again";
-            return Err(Violation::new(ONE_EFFECT, what).with(book.doubled.clone()));
+        for (name, fenced) in &book.fenced {
+            fencing::check(name, &fenced.grants, &fenced.accepted)?;
         }
+        // All nodes have applied the same by now, so one of them speaks for all; but it has to run.
         let Some(node) = self.cluster.node(0) else {
-            return Ok(());
+            return Err(Violation::new(SERVES, "node 1 does not run at the end"));
         };
         let view = node.view();
-        for (key, name) in &book.sessions {
-            let made: Vec<String> = view
-                .state
-                .sessions()
-                .values()
-                .filter(|session| session.tags.contains(key))
-                .map(|session| session.name.to_string())
-                .collect();
-            if made != [name.clone()] {
-                let what = format!("the request {key} was answered with {name}");
-                return Err(Violation::new(ONE_EFFECT, what).with(made));
-            }
-        }
-        Ok(())
+        judge_sessions(&book, &view)?;
+        judge_quotas(&view)?;
+        judge_watches(&book, &view)
     }
 
     fn summary(&self) -> String {
         let book = self.world.book();
         let calls: usize = book.registers.values().map(Vec::len).sum();
         let tenures: usize = book.leases.values().map(Vec::len).sum();
+        let uses: usize = book.fenced.values().map(|fenced| fenced.accepted.len()).sum();
+        let events: usize = book.watched.iter().map(|watched| watched.events.len()).sum();
         let begun: usize = self
             .agents
             .iter()
@@ -536,10 +548,11 @@ impl Simulation {
             .sum();
         format!(
             "{} nodes, {troubles} troubles, {} leaderships, {applied} entries, {calls} calls of registers, \
-             {tenures} tenures, {} sessions, {begun} begun, answers {:?}, {} comparisons of digests, {} parcels, served {} ms after healing",
+             {tenures} tenures, {uses} uses of tokens, {} sessions, {begun} begun, {} over the quota, {events} events watched, answers {:?}, {} comparisons of digests, {} parcels, served {} ms after healing",
             self.cluster.len(),
             self.observer.leaderships.len(),
             book.sessions.len(),
+            book.over_quota,
             book.answers,
             self.observer.compared,
             self.network.delivered(),
@@ -554,4 +567,86 @@ impl Simulation {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// What was acknowledged is there, and a request that was sent twice made one session.
+fn judge_sessions(book: &Book, view: &View) -> Result<(), Violation> {
+    if !book.doubled.is_empty() {
+        let what = "a request that was sent again was done again";
+        return Err(Violation::new(ONE_EFFECT, what).with(book.doubled.clone()));
+    }
+    for (key, name) in &book.sessions {
+        let made: Vec<String> = view
+            .state
+            .sessions()
+            .values()
+            .filter(|session| session.tags.contains(key))
+            .map(|session| session.name.to_string())
+            .collect();
+        if made != [name.clone()] {
+            let what = format!("the request {key} was answered with {name}");
+            return Err(Violation::new(ONE_EFFECT, what).with(made));
+        }
+    }
+    Ok(())
+}
+
+/// No user had more sessions than the quota allows, at any revision. The events tell what there was at each: none is
+/// pruned in a run.
+fn judge_quotas(view: &View) -> Result<(), Violation> {
+    let mut changes: BTreeMap<String, Vec<Change>> = BTreeMap::new();
+    for (id, event) in view.state.events().iter() {
+        if let EventRecord::Session(session) = &event.record {
+            let change = Change {
+                revision: id.0.0,
+                name: session.name.to_string(),
+                counts: !session.state.is_final(),
+            };
+            changes.entry(session.user.to_string()).or_default().push(change);
+        }
+    }
+    for (user, changes) in &changes {
+        quota::check(user, sessions::QUOTA, changes)?;
+    }
+    Ok(())
+}
+
+/// The place of the newest event.
+fn last_event(view: &View) -> Option<(u64, u64)> {
+    let (id, _) = view.state.events().iter().last()?;
+    Some((id.0.0, u64::from(id.1)))
+}
+
+/// Watchers saw the same events, which are those of the log, from the first one on.
+fn judge_watches(book: &Book, view: &View) -> Result<(), Violation> {
+    if !book.broken.is_empty() {
+        let what = "a watch could not go on where it was";
+        return Err(Violation::new(watch::CHECKER, what).with(book.broken.clone()));
+    }
+    let seen: BTreeMap<(u64, u64), &str> = book
+        .watched
+        .iter()
+        .flat_map(|watched| &watched.events)
+        .map(|event| (event.id, event.content.as_str()))
+        .collect();
+    let in_the_log = view.state.events().iter().map(|(id, event)| {
+        let id = (id.0.0, u64::from(id.1));
+        let content = seen
+            .get(&id)
+            .map_or_else(|| event.name(), |content| (*content).to_owned());
+        watch::Event { id, content }
+    });
+    let log = watch::Watched {
+        watcher: "the log".to_owned(),
+        events: in_the_log.collect(),
+    };
+    let first = log.events.first();
+    if let Some(late) = book.watched.iter().find(|one| one.events.first() != first) {
+        let what = format!("{} did not begin with the first event", late.watcher);
+        return Err(Violation::new(watch::CHECKER, what).with([format!("{first:?}")]));
+    }
+    // An event that nobody saw is missing all the same.
+    let mut all = book.watched.clone();
+    all.push(log);
+    watch::check(&all)
 }

@@ -414,6 +414,9 @@ impl Agent {
             if let Some(before) = self.leads {
                 book.tenure(&lease, &name, before).ended = Some(now);
             }
+            if let Some(token) = held {
+                book.granted(&lease, &name, token, now);
+            }
             self.leads = held;
         }
         let Some((token, until)) = permit.filter(|(_, until)| boot_ms() < *until) else {
@@ -430,13 +433,13 @@ impl Agent {
     fn begin(&mut self, command: Box<CommandFrame>) {
         let (who, target, tell) = (self.who.clone(), self.target.clone(), self.tell.clone());
         let (record, act) = (self.rng.random_range(1..80), self.rng.random_range(1..600));
-        let permit = self.permit.clone();
+        let (permit, world) = (self.permit.clone(), self.world.clone());
         tokio::spawn(async move {
             let permitted = |token: Token| {
                 let permit = *permit.lock().unwrap_or_else(PoisonError::into_inner);
                 who.replica.is_none() || permit.is_some_and(|(own, until)| own == token && boot_ms() < until)
             };
-            let outcome = execute(&who, &target, &command, record, act, permitted).await;
+            let outcome = execute(&world, &who, &target, &command, record, act, permitted).await;
             let _ = tell.send(Told::Finished(command, outcome)).await;
         });
     }
@@ -463,6 +466,7 @@ impl Agent {
 
 /// Permit, fence, intent, permit, action, outcome.
 async fn execute(
+    world: &World,
     who: &Who,
     target: &Target,
     command: &CommandFrame,
@@ -504,7 +508,13 @@ async fn execute(
     }
     let mut host = target.host();
     let outcome = match host.act(&action) {
-        Ok(result) => Outcome::Completed { result },
+        Ok(result) => {
+            let lease = LeaseName::of_agent(&who.agent).to_string();
+            let by = format!("{}: {} at the target", who.name(), command.action);
+            let (token, now) = (command.token.0, world.now());
+            world.book().accepted(&lease, by, token, now);
+            Outcome::Completed { result }
+        }
         Err(outcome) => outcome,
     };
     // A newer leader may be doing it, with the same record.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -135,27 +136,33 @@ impl Client {
         outcome
     }
 
+    /// Opens a stream at a node: its status, and its body as it comes. It has a connection of its own, which ends with
+    /// the body. Gives nothing when there is no answer.
+    pub async fn open(&mut self, node: Host, ask: Ask) -> Option<(u16, Incoming)> {
+        let what = format!("{} {}", ask.method, ask.path);
+        let opened = async {
+            let mut connection = self.connect(node).await?;
+            let sent = timeout(ANSWER_WITHIN, connection.send_request(request(node, ask)));
+            let response = sent.await.ok()?.ok()?;
+            Some((response.status().as_u16(), response.into_body()))
+        };
+        let opened = opened.await;
+        let said = match &opened {
+            Some((status, _)) => status.to_string(),
+            None => "no answer".to_owned(),
+        };
+        let (now, name) = (self.world.now(), &self.name);
+        self.world
+            .trace
+            .note(now, format_args!("{name} {what} at {node}: {said}"));
+        opened
+    }
+
     async fn send(&mut self, node: Host, ask: Ask, within: Duration) -> Outcome {
         let Some(mut connection) = self.connect(node).await else {
             return Outcome::NotSent;
         };
-        let mut request = Request::builder()
-            .method(ask.method)
-            .uri(format!("/api/v1{}", ask.path))
-            .header("host", address(node, HTTP).to_string())
-            .header("authorization", format!("Bearer {TOKEN}"));
-        for (name, value) in ask.headers {
-            request = request.header(name, value);
-        }
-        let body = if ask.body.is_null() {
-            Bytes::new()
-        } else {
-            request = request.header("content-type", "application/json");
-            Bytes::from(ask.body.to_string())
-        };
-        let request = request
-            .body(Full::new(body))
-            .expect("the headers are plain words");
+        let request = request(node, ask);
         let answer = timeout(within, async {
             let response = connection.send_request(request).await?;
             let status = response.status().as_u16();
@@ -203,4 +210,24 @@ impl Client {
         tokio::spawn(driver);
         Some(connection)
     }
+}
+
+fn request(node: Host, ask: Ask) -> Request<Full<Bytes>> {
+    let mut request = Request::builder()
+        .method(ask.method)
+        .uri(format!("/api/v1{}", ask.path))
+        .header("host", address(node, HTTP).to_string())
+        .header("authorization", format!("Bearer {TOKEN}"));
+    for (name, value) in ask.headers {
+        request = request.header(name, value);
+    }
+    let body = if ask.body.is_null() {
+        Bytes::new()
+    } else {
+        request = request.header("content-type", "application/json");
+        Bytes::from(ask.body.to_string())
+    };
+    request
+        .body(Full::new(body))
+        .expect("the headers are plain words")
 }

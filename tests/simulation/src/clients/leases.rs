@@ -3,6 +3,8 @@
 //! Each takes a lease, keeps it alive for a while by the shipped guard (`regent_client::guard`) on its own machine's
 //! clock, and gives it back or just falls silent. What is recorded is what it believed: from when until when it would
 //! have acted, turned from its own clock into the time of the simulation.
+//!
+//! An intruder tries tokens that are over beside them: no node may accept one once a newer one is out.
 
 use std::time::Duration;
 
@@ -23,6 +25,10 @@ const LEASES: usize = 3;
 const TTL_MS: std::ops::Range<u64> = 1_000..4_000;
 /// How long one is held at most, in milliseconds.
 const HOLD_MS: std::ops::Range<u64> = 500..25_000;
+/// Of the newest tokens of a lease, how many the intruder chooses from.
+const TRIED: usize = 4;
+/// Its pause, in milliseconds.
+const INTRUDE_MS: std::ops::Range<u64> = 20..300;
 
 /// Campaigns until the end of the run.
 pub async fn run(world: World, place: Place, name: String, mut rng: StdRng) {
@@ -44,6 +50,39 @@ pub async fn run(world: World, place: Place, name: String, mut rng: StdRng) {
             &mut rng,
         )
         .await;
+    }
+    world.book().done += 1;
+}
+
+/// Tries tokens that are over, and such as are not, at any node until the end of the run.
+pub async fn intrude(world: World, place: Place, name: String, mut rng: StdRng) {
+    let mut client = Client::new(world.clone(), place.host, name.clone());
+    while !world.is_ending() {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(INTRUDE_MS))).await;
+        let lease = format!("lease-{}", rng.random_range(0..LEASES));
+        let tokens: Vec<u64> = match world.book().fenced.get(&lease) {
+            Some(fenced) => fenced.grants.iter().map(|grant| grant.token).collect(),
+            None => continue,
+        };
+        let Some(newest) = tokens.iter().copied().max() else {
+            continue;
+        };
+        let recent = &tokens[tokens.len().saturating_sub(TRIED)..];
+        let token = recent[rng.random_range(0..recent.len())];
+        // A current one is only looked at: renewing it is its holder's business.
+        let what = if token < newest && rng.random_bool(0.5) {
+            "renew"
+        } else {
+            "verify"
+        };
+        let node = rng.random_range(0..world.nodes);
+        let path = format!("/leases/{lease}/{what}");
+        let invoked = world.now();
+        let ask = Ask::new(Method::POST, path, json!({"token": token}));
+        if let Outcome::Done(_) = client.ask(node, ask).await {
+            let by = format!("{name}: {what} at node {}", node + 1);
+            world.book().accepted(&lease, by, token, invoked);
+        }
     }
     world.book().done += 1;
 }
@@ -93,6 +132,7 @@ async fn campaign(
     let Some(token) = granted else {
         return;
     };
+    world.book().granted(lease, name, token, world.now());
     let mut tenure = Tenure {
         holder: name.to_owned(),
         token,
@@ -111,11 +151,15 @@ async fn campaign(
         }
         let ask = Ask::new(Method::POST, format!("{path}/renew"), json!({"token": token}));
         let seq = guard.sending(boot_ms());
+        let invoked = world.now();
         match client
             .ask_within(node, ask, Duration::from_millis(ttl_ms / 2))
             .await
         {
             Outcome::Done(answer) => {
+                world
+                    .book()
+                    .accepted(lease, format!("{name}: renew"), token, invoked);
                 if guard.acknowledged(seq, answer.body["ttlMs"].as_u64().unwrap_or(ttl_ms)) {
                     believe(world, place, &guard, &mut tenure);
                 }

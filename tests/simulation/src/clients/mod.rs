@@ -8,13 +8,16 @@ pub mod http;
 pub mod leases;
 pub mod registers;
 pub mod sessions;
+pub mod watches;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use regent_history::fencing::{Grant, Use};
 use regent_history::lease::Tenure;
 use regent_history::register::Call;
+use regent_history::watch::Watched;
 
 use crate::machine::Rate;
 use crate::network::{Host, Network};
@@ -68,8 +71,16 @@ pub struct Book {
     pub registers: BTreeMap<String, Vec<Call>>,
     /// Who held which lease when.
     pub leases: BTreeMap<String, Vec<Tenure>>,
+    /// Which tokens were given out and used, by lease.
+    pub fenced: BTreeMap<String, Fenced>,
+    /// What each watcher saw.
+    pub watched: Vec<Watched>,
+    /// Watches that could not go on where they were, in words.
+    pub broken: Vec<String>,
     /// Sessions that were made, with the key of the request.
     pub sessions: Vec<(String, String)>,
+    /// How often a quota refused a session.
+    pub over_quota: u64,
     /// Requests that were sent twice and made two things, in words.
     pub doubled: Vec<String>,
     /// Answers that no rule allows, in words.
@@ -80,7 +91,37 @@ pub struct Book {
     pub answers: BTreeMap<&'static str, u64>,
 }
 
+/// The tokens of one lease.
+#[derive(Default)]
+pub struct Fenced {
+    /// Those that were given out.
+    pub grants: Vec<Grant>,
+    /// What was done under one, and accepted.
+    pub accepted: Vec<Use>,
+}
+
 impl Book {
+    /// Somebody knows since `known` that a token is theirs.
+    pub fn granted(&mut self, lease: &str, to: &str, token: u64, known: u64) {
+        let to = to.to_owned();
+        let grant = Grant { to, token, known };
+        self.fenced
+            .entry(lease.to_owned())
+            .or_default()
+            .grants
+            .push(grant);
+    }
+
+    /// What was asked for under a token at `invoked` was accepted.
+    pub fn accepted(&mut self, lease: &str, by: String, token: u64, invoked: u64) {
+        let used = Use { by, token, invoked };
+        self.fenced
+            .entry(lease.to_owned())
+            .or_default()
+            .accepted
+            .push(used);
+    }
+
     /// The record of this holder's time under this token.
     pub fn tenure(&mut self, lease: &str, holder: &str, token: u64) -> &mut Tenure {
         let tenures = self.leases.entry(lease.to_owned()).or_default();

@@ -1,4 +1,4 @@
-//! A user who makes sessions, puts them to sleep, wakes them and ends them.
+//! Clients of one user, who has a quota: they make sessions, put them to sleep, wake them and end them.
 //!
 //! Every request that makes something has a key and is sent again with it until its outcome is known, and sometimes
 //! once more than needed; the key is a tag of the session too, so that a second one shows.
@@ -14,6 +14,13 @@ use super::Place;
 use super::World;
 use super::http::{Ask, Client, Outcome};
 
+/// Whose sessions they are. A second user would need a password, and a hash of one is made on a thread beside the
+/// simulation's.
+const USER: &str = "admin";
+/// How many sessions the user may have: fewer than the clients together want.
+pub const QUOTA: usize = 8;
+/// The code of a refusal for it.
+const OVER_QUOTA: &str = "quota_exceeded";
 /// How often a request is sent.
 const TRIES: usize = 5;
 
@@ -22,6 +29,7 @@ pub async fn run(world: World, place: Place, name: String, mut rng: StdRng) {
     let mut client = Client::new(world.clone(), place.host, name.clone());
     let mut own: Vec<String> = Vec::new();
     let mut number = 0_u64;
+    limit(&world, &mut client, &mut rng).await;
     while !world.is_ending() {
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..1_500))).await;
         if own.is_empty() || (own.len() < 12 && rng.random_bool(0.35)) {
@@ -49,6 +57,19 @@ pub async fn run(world: World, place: Place, name: String, mut rng: StdRng) {
     world.book().done += 1;
 }
 
+/// Gives the user the quota, and comes back when there is one.
+async fn limit(world: &World, client: &mut Client, rng: &mut StdRng) {
+    while !world.is_ending() {
+        let node = rng.random_range(0..world.nodes);
+        let path = format!("/users/{USER}/quota");
+        let ask = Ask::new(Method::PUT, path, json!({"sessions": QUOTA}));
+        if let Outcome::Done(_) = client.ask(node, ask).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(rng.random_range(50..500))).await;
+    }
+}
+
 /// Gives the session's name, once it is known.
 async fn create(world: &World, client: &mut Client, key: &str, rng: &mut StdRng) -> Option<String> {
     let mut found: Option<String> = None;
@@ -56,16 +77,30 @@ async fn create(world: &World, client: &mut Client, key: &str, rng: &mut StdRng)
         let node = rng.random_range(0..world.nodes);
         let body = json!({"template": "demo", "tags": [key], "whenFull": "queue"});
         let ask = Ask::new(Method::POST, "/sessions", body).with("idempotency-key", key);
-        if let Outcome::Done(answer) = client.ask(node, ask).await {
-            let name = answer.body["name"].as_str()?.to_owned();
-            if let Some(before) = found.filter(|before| *before != name) {
-                let what = format!("{}: {key} made {before}, and again {name}", world.now());
-                world.book().doubled.push(what);
+        match client.ask(node, ask).await {
+            Outcome::Done(answer) => {
+                let name = answer.body["name"].as_str()?.to_owned();
+                if let Some(before) = found.filter(|before| *before != name) {
+                    let what = format!("{}: {key} made {before}, and again {name}", world.now());
+                    world.book().doubled.push(what);
+                }
+                found = Some(name);
+                if rng.random_bool(0.7) {
+                    break;
+                }
             }
-            found = Some(name);
-            if rng.random_bool(0.7) {
+            Outcome::Refused(answer) if answer.code() == OVER_QUOTA => {
+                let now = world.now();
+                let mut book = world.book();
+                book.over_quota += 1;
+                // What was made before is the answer, however full it is by now.
+                if let Some(before) = &found {
+                    let what = format!("{now}: {key} made {before}, and then there was no room for it");
+                    book.doubled.push(what);
+                }
                 break;
             }
+            Outcome::Refused(_) | Outcome::NotSent | Outcome::Unknown => {}
         }
     }
     found
