@@ -347,8 +347,13 @@ impl Engine {
         loop {
             match self.docker.start_container(id, None).await {
                 Err(error) if is_unchanged(&error) => return Ok(()),
-                // Another agent has made the network too, and takes it back just now.
+                // Another agent has made the network too since this one looked.
                 Err(error) if words(&error).contains("ambiguous") && Instant::now() < until => {
+                    if let Some(scope) = self.scope()
+                        && let Err(error) = self.network(&scope).await
+                    {
+                        tracing::debug!(%error, "there may still be two networks of one name");
+                    }
                     tokio::time::sleep(READY_INTERVAL).await;
                 }
                 other => return other,
@@ -369,44 +374,47 @@ impl Engine {
     }
 
     /// The network of the cluster's sessions, made if there is none. The engine takes several of one name, and several
-    /// agents may make it at once: the oldest counts, and who has made another one takes it back.
+    /// agents may make it at once: the oldest counts. The others go, whoever has made them: with two of one name no
+    /// container starts, and an agent that was cut off does not take its own back.
     pub(crate) async fn network(&self, scope: &Scope) -> Result<String, RuntimeError> {
         let _alone = self.network.lock().await;
         let name = scope.network();
-        let oldest = || async {
+        let by_age = || async {
             let filters = HashMap::from([("name".to_owned(), vec![format!("^{name}$")])]);
             let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
             let listed = self.docker.list_networks(Some(options)).await?;
             let found = listed
                 .into_iter()
                 .filter(|network| network.name.as_deref() == Some(&name));
-            let by_age = found.filter_map(|network| Some((moment(&network.created?), network.id?)));
-            Ok::<_, bollard::errors::Error>(by_age.min().map(|(_, id)| id))
+            let ages = found.filter_map(|network| Some((moment(&network.created?), network.id?)));
+            Ok::<BTreeSet<_>, bollard::errors::Error>(ages.collect())
         };
         let failed = || engine(format!("the network {name} cannot be made"));
-        if let Some(id) = oldest().await.map_err(failed())? {
-            return Ok(id);
+        let mut found = by_age().await.map_err(failed())?;
+        if found.is_empty() {
+            let request = NetworkCreateRequest {
+                name: name.clone(),
+                driver: Some("bridge".to_owned()),
+                labels: Some(scope.network_labels()),
+                ..NetworkCreateRequest::default()
+            };
+            match self.docker.create_network(request).await {
+                Err(error) if !is_conflict(&error) => return Err(failed()(error)),
+                _ => found = by_age().await.map_err(failed())?,
+            }
         }
-        let request = NetworkCreateRequest {
-            name: name.clone(),
-            driver: Some("bridge".to_owned()),
-            labels: Some(scope.network_labels()),
-            ..NetworkCreateRequest::default()
-        };
-        let made = match self.docker.create_network(request).await {
-            Err(error) if is_conflict(&error) => None,
-            made => Some(made.map_err(failed())?.id),
-        };
-        let id = oldest()
-            .await
-            .map_err(failed())?
-            .ok_or_else(|| RuntimeError::Engine {
-                what: format!("the network {name} cannot be made"),
-                retryable: true,
-                source: "it went away again".into(),
-            })?;
-        if let Some(other) = made.filter(|made| *made != id) {
-            self.docker.remove_network(&other).await.map_err(failed())?;
+        let (_, id) = found.pop_first().ok_or_else(|| RuntimeError::Engine {
+            what: format!("the network {name} cannot be made"),
+            retryable: true,
+            source: "it went away again".into(),
+        })?;
+        for (_, other) in found {
+            tracing::info!(network = %name, id = %other, "a second network of that name is removed");
+            match self.docker.remove_network(&other).await {
+                // Gone already, or sessions are on it: then it stays until they end.
+                Err(error) if is_missing(&error) || is_conflict(&error) || status(&error) == Some(403) => {}
+                removed => removed.map_err(failed())?,
+            }
         }
         Ok(id)
     }

@@ -463,6 +463,38 @@ async fn agents_and_clusters_on_one_engine_do_not_see_each_other() {
     }
 }
 
+/// The engine takes two networks of one name, and starts no container on either. An agent that is killed between making
+/// one and seeing that another agent was first leaves that behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_network_of_one_name_keeps_no_session_from_starting() {
+    let engine = engine!("a_second_network_of_one_name_keeps_no_session_from_starting");
+    let mut agent = Agent::new(engine, "network-twice");
+    agent.cluster = ClusterId::new("network-twice").unwrap();
+    let socket = engine.host.trim_start_matches("unix://");
+    let docker = bollard::Docker::connect_with_unix(socket, 30, bollard::API_DEFAULT_VERSION).unwrap();
+    let docker = docker.negotiate_version().await.unwrap();
+    let networks = || {
+        let filter = "name=^regent-network-twice$";
+        let listed = engine.docker(&["network", "ls", "--quiet", "--filter", filter]);
+        listed.lines().count()
+    };
+    for _ in 0..2 {
+        let request = bollard::models::NetworkCreateRequest {
+            name: "regent-network-twice".to_owned(),
+            ..Default::default()
+        };
+        docker.create_network(request).await.unwrap();
+    }
+    assert_eq!(networks(), 2);
+    let runtime = agent.open().await;
+    let twice = spec(&agent.id, "network-twice-1", SLEEP);
+    let started = runtime.start(&twice).await.unwrap();
+    assert_eq!(started.state, ObservedState::Running);
+    assert_eq!(networks(), 1);
+    stop(&runtime, &twice).await;
+    runtime.remove_network().await.unwrap();
+}
+
 /// A leader that is deposed in the middle of a start: whoever comes first, one container runs, and after its stop there
 /// is nothing, not even a volume that nobody could tell whose it is.
 #[tokio::test(flavor = "multi_thread")]
