@@ -26,6 +26,8 @@ use crate::workload::sessions::{HOST_LOST, effects_file};
 
 pub(crate) const AGENT: &str = "faults";
 pub(crate) const REPLICAS: [&str; 3] = ["a", "b", "c"];
+/// How often it is looked what still runs on a host that is lost.
+const STOPS: usize = 100;
 const ADMIN_TOKEN: &str = "regent_admin_of_a_cluster_that_is_only_tested";
 const SECRET: &str = "the secret of a cluster that is only tested";
 /// Room for a node's data; what is written in minutes is far less.
@@ -324,7 +326,7 @@ impl Cluster {
     }
 
     /// All replicas of the agent end at once, and all that they run. Their files stay.
-    pub(crate) fn lose_agents_host(&self) {
+    pub(crate) fn lose_agents_host(&self) -> Result<(), String> {
         let replicas: Vec<String> = (0..REPLICAS.len()).map(replica_name).collect();
         let folder = self.folder.join("agent").display().to_string();
         let running = || -> Vec<u32> {
@@ -338,12 +340,14 @@ impl Cluster {
         // Until what was begun meanwhile stands still too; then nobody sees anybody else's end. Each look finds the
         // children of those that the one before had not stopped yet.
         let mut stopped = Vec::new();
-        for _ in 0..100 {
+        let mut all = false;
+        for _ in 0..STOPS {
             let new: Vec<u32> = running()
                 .into_iter()
                 .filter(|pid| !stopped.contains(pid))
                 .collect();
-            if new.is_empty() {
+            all = new.is_empty();
+            if all {
                 break;
             }
             for pid in &new {
@@ -363,6 +367,12 @@ impl Cluster {
             .create(true)
             .open(effects);
         writeln!(file.unwrap(), "{HOST_LOST}").unwrap();
+        if !all {
+            return Err(format!(
+                "after {STOPS} looks something new still ran on the agent's host"
+            ));
+        }
+        Ok(())
     }
 
     /// Ends it in good order; says so if it does not end.

@@ -209,7 +209,7 @@ impl Ongoing {
                 self.nodes = vec![self.resolve(*who).await];
                 cluster.network.cut(cluster.agents(), &self.nodes, Cut::Both);
             }
-            Nemesis::LoseHost => cluster.lose_agents_host(),
+            Nemesis::LoseHost => cluster.lose_agents_host()?,
         }
         Ok(())
     }
