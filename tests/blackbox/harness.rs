@@ -1,6 +1,7 @@
 //! A cluster for one test: `regent dev` in a temporary folder, ended with the test. When the test
 //! fails the folder is kept, with all logs and data, and named.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ pub(crate) const REGENT: &str = env!("CARGO_BIN_EXE_regent");
 
 /// How long a condition may take. Far above what it takes, also on a busy machine: reaching it
 /// means that it will not come.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -370,8 +371,14 @@ impl Drop for Dev {
 }
 
 /// Looks until there is something, or panics with what was missing.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> T {
+    eventually_or(what, &|| String::from("nothing more is known"), look).await
+}
+
+/// As `eventually`, with what was there instead.
+async fn eventually_or<T, F: Future<Output = Option<T>>>(
     what: &str,
+    instead: &dyn Fn() -> String,
     mut look: impl FnMut() -> F,
 ) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -381,7 +388,8 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
         }
         assert!(
             Instant::now() < deadline,
-            "there was no {what} after {PATIENCE:?}"
+            "there was no {what} after {PATIENCE:?}: {}",
+            instead()
         );
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -389,8 +397,16 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
 
 /// Waits until a session is in a state.
 pub(crate) async fn session_state(client: &Client, name: &SessionName, state: SessionState) -> Session {
-    eventually(&format!("session {name} {}", state.as_str()), || async {
-        let session = client.session(name).await.ok()?;
+    let last = RefCell::new(String::from("it was never answered"));
+    let what = format!("session {name} {}", state.as_str());
+    eventually_or(&what, &|| last.borrow().clone(), || async {
+        let session = match client.session(name).await {
+            Ok(session) => session,
+            Err(error) => {
+                *last.borrow_mut() = error.to_string();
+                return None;
+            }
+        };
         assert!(
             session.state == state || !session.state.is_final(),
             "session {name} is {} instead of {}: {}",
@@ -398,7 +414,11 @@ pub(crate) async fn session_state(client: &Client, name: &SessionName, state: Se
             state.as_str(),
             session.reason
         );
-        (session.state == state).then_some(session)
+        if session.state == state {
+            return Some(session);
+        }
+        *last.borrow_mut() = format!("it is {}: {}", session.state.as_str(), session.reason);
+        None
     })
     .await
 }

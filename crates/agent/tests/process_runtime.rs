@@ -24,7 +24,7 @@ use regent_types::{AgentId, SessionName, TemplateName, Token, UserName};
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Only waited out by a test that fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Stays until it is told to end, and is easy on the machine.
 const SLEEP: &str = "exec sleep 1000";

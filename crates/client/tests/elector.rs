@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
 /// Above anything that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 const TTL: u64 = 1_000;
 /// What a guard of [`TTL`] lasts.
 const HOLD: u64 = 980;

@@ -21,7 +21,7 @@ pub use engine::Engine;
 
 pub const GRACE: Duration = Duration::from_secs(10);
 /// Only waited out by a test that fails.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(3);
 /// Runs until it is told to end, and then ends at once.
 pub const SLEEP: &str = "trap 'exit 0' TERM; sleep 100000 & wait";
 

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 /// How long anything may take before a test gives up; far more than it takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 const ADMIN_TOKEN: &str = "admin-token-of-a-test";
 /// The password of the first admin, where a test asked for one.
 pub(crate) const ADMIN_PASSWORD: &str = "correct horse";
