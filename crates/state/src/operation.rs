@@ -351,6 +351,51 @@ pub enum Operation {
         /// For a replica: the token of `agent/{id}` that it says it holds, and where its candidacy waits from now on.
         replica: Option<(Option<Token>, WaitsAt)>,
     },
+    /// A node becomes a member.
+    AdmitMember(AdmitMember),
+    /// A member is reached elsewhere from now on.
+    MemberMoved {
+        /// The member.
+        id: NodeId,
+        /// `host:port` of its peer transport.
+        peer: String,
+        /// Base address of its REST API.
+        http: String,
+    },
+    /// A member is taken out, for good.
+    RemoveMember {
+        /// The member.
+        id: NodeId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A join token is exchanged for a token of an agent.
+    EnrolAgent {
+        /// SHA-256 of the join token.
+        join: [u8; 32],
+        /// The token to be made.
+        token: CreateToken,
+    },
+    /// All members support a newer feature level.
+    RaiseFeatureLevel {
+        /// The level.
+        level: u32,
+    },
+}
+
+/// See [`Operation::AdmitMember`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmitMember {
+    /// Its id, never used before.
+    pub id: NodeId,
+    /// The random name of its data folder.
+    pub incarnation: [u8; 16],
+    /// `host:port` of its peer transport.
+    pub peer: String,
+    /// Base address of its REST API.
+    pub http: String,
+    /// SHA-256 of the join token that it brings; none for those that founded the cluster.
+    pub token: Option<[u8; 32]>,
 }
 
 /// See [`Operation::Campaign`]. Asking again under the same id moves the candidacy to where it is asked from and
