@@ -13,11 +13,13 @@ mod dev;
 pub mod fuzzing;
 mod hold;
 mod internal;
+mod join;
 mod lifeline;
 mod logging;
 mod noun;
 mod output;
 mod runtimes;
+mod secrets;
 mod server;
 
 use std::process::ExitCode;

@@ -66,6 +66,7 @@ impl Error {
                 | Code::TemplateNotFound
                 | Code::UserNotFound
                 | Code::TokenNotFound
+                | Code::MemberNotFound
                 | Code::MethodNotAllowed
                 | Code::WrongState
                 | Code::AlreadyExists

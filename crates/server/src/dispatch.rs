@@ -74,10 +74,10 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
             EventRecord::ApiToken(token) => match &token.subject {
                 Subject::Agent(agent) => agents.insert(agent.clone()),
                 // An admin's token may carry any agent's connection.
-                Subject::User(_) => return None,
+                Subject::User(_) | Subject::Join(_) => return None,
             },
             EventRecord::User(_) => return None,
-            EventRecord::Session(_) | EventRecord::Template(_) => false,
+            EventRecord::Session(_) | EventRecord::Template(_) | EventRecord::Member(_) => false,
         };
     }
     Some(concerned)

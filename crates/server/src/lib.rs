@@ -10,6 +10,7 @@
 
 mod activity;
 mod bootstrap;
+mod describe;
 mod dispatch;
 mod follow;
 #[doc(hidden)]
@@ -17,12 +18,14 @@ pub mod fuzzing;
 mod gateway;
 mod http;
 mod ids;
+mod joining;
 mod keepalive;
 mod leader;
 mod lease_clock;
 #[cfg(test)]
 mod lease_simulation;
 mod listener;
+mod membership;
 mod options;
 mod peer;
 mod presence;
@@ -31,8 +34,9 @@ mod server;
 mod service;
 mod waiting;
 
+pub use joining::{JoinError, Joining};
 pub use options::{
-    DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+    DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

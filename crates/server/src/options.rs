@@ -19,6 +19,9 @@ pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// After how long without one an agent is offline, unless told otherwise.
 pub const DEFAULT_STALE_AFTER: Duration = Duration::from_secs(30);
 
+/// How many voters stay at least when dead ones are removed, unless told otherwise.
+pub const DEFAULT_MIN_VOTERS: usize = 3;
+
 /// Everything that one node needs to know.
 pub struct Options {
     /// This node's id; it must be in `members` at the first start.
@@ -53,6 +56,10 @@ pub struct Options {
     pub memory: Option<MemoryDisk>,
     /// When snapshots are taken.
     pub snapshots: SnapshotPolicy,
+    /// After how long without a sign of life a voter is removed without a person; never when absent.
+    pub remove_dead_after: Option<Duration>,
+    /// How many voters stay at least when dead ones are removed.
+    pub min_voters: usize,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
@@ -82,6 +89,8 @@ impl Options {
             log_store: LogStore::default(),
             memory: None,
             snapshots: SnapshotPolicy::default(),
+            remove_dead_after: None,
+            min_voters: DEFAULT_MIN_VOTERS,
             sockets: None,
             http_listener: None,
             peer_listener: None,

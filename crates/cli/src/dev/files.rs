@@ -1,8 +1,7 @@
 //! The data folder of `regent dev`: secrets, `dev.json`, logs, and a folder for each process.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -11,6 +10,7 @@ use rand::distr::Alphanumeric;
 use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::secrets::write_secret;
 use super::ports::{self, Ports};
 use crate::agent_config::RuntimeKind;
 use crate::config::LogStore;
@@ -298,20 +298,6 @@ impl Folder {
     pub(super) fn write(&self, file: &DevFile) -> anyhow::Result<()> {
         write_secret(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
     }
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    let aside = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn program() -> anyhow::Result<String> {

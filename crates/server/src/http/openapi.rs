@@ -14,7 +14,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::{
-    agents, auth, cluster, commands, events, health, leases, metrics, sessions, templates, tokens, users,
+    agents, auth, cluster, commands, events, health, leases, members, metrics, sessions, templates, tokens, users,
 };
 
 /// The document.
@@ -37,6 +37,7 @@ use super::{
         users::list, users::create, users::delete, users::set_password, users::set_quota,
         tokens::list, tokens::create, tokens::delete,
         events::watch, cluster::get, cluster::transfer,
+        members::join, members::remove, members::promote,
         health::livez, health::readyz, health::health, health::version, metrics::get, get,
     ),
     components(schemas(Problem)),
@@ -98,7 +99,8 @@ const READ: [Code; 14] = [
     Code::NotServing,
 ];
 
-const WRITE: [Code; 16] = [
+const WRITE: [Code; 17] = [
+    Code::MemberNotFound,
     Code::QuotaExceeded,
     Code::UserNotFound,
     Code::TokenNotFound,

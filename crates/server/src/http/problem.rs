@@ -254,6 +254,7 @@ fn not_found_code(noun: Noun) -> Code {
         Noun::Template => Code::TemplateNotFound,
         Noun::User => Code::UserNotFound,
         Noun::Token => Code::TokenNotFound,
+        Noun::Member => Code::MemberNotFound,
     }
 }
 
@@ -266,6 +267,7 @@ fn noun_word(noun: Noun) -> &'static str {
         Noun::Template => "template",
         Noun::User => "user",
         Noun::Token => "token",
+        Noun::Member => "member",
     }
 }
 

@@ -243,17 +243,33 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
             state.user(name).map_or(Role::User, |user| self::role(user.role)),
         ),
         record::Subject::Agent(id) => (None, Some(id.clone()), Role::Agent),
+        // What it may do is less than any role.
+        record::Subject::Join(_) => (None, None, Role::Agent),
     };
     ApiToken {
         id: record.id.clone(),
         token: None,
         user,
         agent_id,
+        join: match &record.subject {
+            record::Subject::Join(scope) => Some(scope.to_string()),
+            record::Subject::User(_) | record::Subject::Agent(_) => None,
+        },
         role,
         description: record.description.clone(),
         created_at: Time(record.created_at),
         expires_at: record.expires_at.map(Time),
     }
+}
+
+/// A member as the table of members has it.
+fn member(record: &record::Member) -> Value {
+    serde_json::json!({
+        "id": record.id,
+        "peer": record.peer,
+        "http": record.http,
+        "removed": !record.is_live(),
+    })
 }
 
 /// An event, the same whatever state a node has reached.
@@ -269,6 +285,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
+        EventRecord::Member(record) => value(&member(record)),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -277,7 +294,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         revision: id.0,
         time: Time(event.at),
         kind: event.name(),
-        subject: event.subject().to_owned(),
+        subject: event.subject().into_owned(),
         record,
     }
 }
