@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClusterId, NodeId, Revision};
+use crate::{ClusterId, NodeId, Revision, Time};
 
 /// Answer to `GET /cluster`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Member {
     /// Whether it has a vote.
     #[serde(default)]
     pub voter: bool,
+    /// Since when it is a member; absent before the cluster has written that down, a second after its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// Where its REST API is.
     pub http: String,
     /// Where its peer port is.

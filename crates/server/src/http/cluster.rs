@@ -8,7 +8,7 @@ use axum::response::Response;
 use regent_raft::{CallError, View};
 use regent_state::record::Role;
 use regent_types::cluster::{Cluster, Member, Transfer};
-use regent_types::{Code, Revision};
+use regent_types::{Code, Revision, Time};
 use tokio::time::{Instant, timeout};
 
 use super::caller::{Reading, Writing};
@@ -118,6 +118,7 @@ pub(super) fn shown(service: &Service, view: &View) -> Cluster {
                 id: member.id,
                 role: member.role.as_str().to_owned(),
                 voter: member.voter,
+                since: view.state.member(member.id).map(|known| Time(known.since)),
                 version: Some(described.version).filter(|version| !version.is_empty()),
                 disk_free: described.disk_free,
                 disk_total: described.disk_total,
