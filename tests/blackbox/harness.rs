@@ -85,7 +85,22 @@ impl Dev {
     }
 
     fn launch(folder: tempfile::TempDir, flags: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut dev = Command::new(REGENT)
+        Self::launch_program(Path::new(REGENT), folder, flags, env)
+    }
+
+    /// Of another program.
+    pub(crate) fn start_program(program: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
+        Self::launch_program(program, folder, &[], &[])
+    }
+
+    fn launch_program(
+        program: &Path,
+        folder: tempfile::TempDir,
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
+        let mut dev = Command::new(program)
             .args(["dev", "--http-port", "0", "--data"])
             .arg(folder.path())
             .args(flags)

@@ -35,3 +35,4 @@ mod transfer;
 mod v2_agent;
 mod wire;
 mod workload;
+mod writers;

@@ -3,23 +3,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use regent_client::{Client, Error};
-use regent_types::auth::{CreateToken, Quota};
+use regent_types::auth::CreateToken;
 use regent_types::cluster::{Cluster, Join};
 use regent_types::duration::Span;
-use regent_types::{Code, NodeId, TokenId, UserName};
+use regent_types::{Code, NodeId, TokenId};
 use rustix::process::Signal;
-use tokio::task::JoinHandle;
 
 use crate::harness::{Dev, NodeEntry, REGENT, eventually, is_alive, restrict, send};
-
-/// Writers at a time, and writes that they must get done after a change.
-const WRITERS: u32 = 4;
-const WRITES: usize = 80;
+use crate::writers::{Writers, write};
 
 #[tokio::test]
 async fn three_nodes_become_five_and_three_others_and_no_write_fails() {
@@ -35,7 +29,10 @@ async fn three_nodes_become_five_and_three_others_and_no_write_fails() {
         add_node(&mut dev, id, Some(&token), &folder);
     }
     let cluster = voters(&client, &[1, 2, 3, 4, 5]).await;
-    eprintln!("two nodes joined and vote {:?} after they were started", began.elapsed());
+    eprintln!(
+        "two nodes joined and vote {:?} after they were started",
+        began.elapsed()
+    );
     assert!(cluster.findings.is_empty(), "{:?}", cluster.findings);
     writers.go_on().await;
 
@@ -55,12 +52,20 @@ async fn three_nodes_become_five_and_three_others_and_no_write_fails() {
     // Who was taken out ends, and says why.
     for id in [leader, other] {
         let node = dev.file.nodes.iter().find(|node| node.id == id).unwrap();
-        eventually("end of a node that was removed", || async { (!is_alive(node.pid)).then_some(()) }).await;
+        eventually("end of a node that was removed", || async {
+            (!is_alive(node.pid)).then_some(())
+        })
+        .await;
         let log = std::fs::read_to_string(dev.path().join(format!("node-{id}.log"))).unwrap_or_default();
         assert!(log.contains(&format!("node {id} is not a member")), "{log}");
     }
     // Those that are left lose one and go on.
-    let left = dev.file.nodes.iter().position(|node| node.id == NodeId(4)).unwrap();
+    let left = dev
+        .file
+        .nodes
+        .iter()
+        .position(|node| node.id == NodeId(4))
+        .unwrap();
     dev.kill_node(left);
     write(&client, 0).await.unwrap();
     dev.restart_node(left);
@@ -94,16 +99,30 @@ async fn who_may_not_join_is_told_why_and_what_to_do() {
         assert!(detail.contains("regent cluster add"), "{detail}");
     }
     // For an agent it is another one.
-    let agents = client.with_token(&join_token(&client, "agent:dev-*").await).unwrap();
-    assert_eq!(refused(agents.join(&join(4, "aa")).await.map(drop)).0, Code::Forbidden);
+    let agents = client
+        .with_token(&join_token(&client, "agent:dev-*").await)
+        .unwrap();
+    assert_eq!(
+        refused(agents.join(&join(4, "aa")).await.map(drop)).0,
+        Code::Forbidden
+    );
     // It speaks for nobody.
     let joining = client.with_token(&token).unwrap();
-    assert_eq!(refused(joining.cluster().await.map(drop)).0, Code::Unauthenticated);
+    assert_eq!(
+        refused(joining.cluster().await.map(drop)).0,
+        Code::Unauthenticated
+    );
 
     // Once; the same node may ask again, nobody else.
     let admitted = joining.join(&join(4, "aa")).await.unwrap();
-    assert_eq!(joining.join(&join(4, "aa")).await.unwrap().revision, admitted.revision);
-    assert_eq!(refused(joining.join(&join(5, "bb")).await.map(drop)).0, Code::Unauthenticated);
+    assert_eq!(
+        joining.join(&join(4, "aa")).await.unwrap().revision,
+        admitted.revision
+    );
+    assert_eq!(
+        refused(joining.join(&join(5, "bb")).await.map(drop)).0,
+        Code::Unauthenticated
+    );
     let (code, detail) = refused(joining.join(&join(4, "bb")).await.map(drop));
     assert_eq!(code, Code::WrongState);
     assert!(detail.contains("never used again"), "{detail}");
@@ -114,11 +133,18 @@ async fn who_may_not_join_is_told_why_and_what_to_do() {
         (cluster.members.len() == 4).then_some(cluster)
     })
     .await;
-    assert!(cluster.findings.iter().any(|found| found.contains("node 4")), "{:?}", cluster.findings);
+    assert!(
+        cluster.findings.iter().any(|found| found.contains("node 4")),
+        "{:?}",
+        cluster.findings
+    );
     let promoted = client.promote_member(NodeId(4)).await;
     assert_eq!(refused(promoted.map(drop)).0, Code::WrongState);
     client.remove_member(NodeId(4)).await.unwrap();
-    assert_eq!(refused(client.remove_member(NodeId(9)).await.map(drop)).0, Code::MemberNotFound);
+    assert_eq!(
+        refused(client.remove_member(NodeId(9)).await.map(drop)).0,
+        Code::MemberNotFound
+    );
 
     // By the command line: a folder that is lost, and a token that is missing.
     let token = join_token(&client, "node").await;
@@ -153,7 +179,11 @@ async fn an_agent_exchanges_a_join_token_for_its_own_once() {
     // Again: the token is spent, and what it was exchanged for is kept.
     let tokens = client.all_tokens().await.unwrap();
     assert!(tokens.iter().all(|token| token.join.is_none()), "it is spent");
-    let own: Vec<&TokenId> = tokens.iter().filter(|token| token.agent_id.as_ref() == Some(&id)).map(|t| &t.id).collect();
+    let own: Vec<&TokenId> = tokens
+        .iter()
+        .filter(|token| token.agent_id.as_ref() == Some(&id))
+        .map(|t| &t.id)
+        .collect();
     assert_eq!(own.len(), 1);
     dev.stop("edge");
     dev.spawn("edge", &command);
@@ -180,7 +210,11 @@ async fn a_member_that_the_quorum_needs_stays() {
     eventually("that the node is gone", || async {
         let cluster = client.cluster().await.ok()?;
         let dead = dev.file.nodes[dead].id;
-        cluster.members.iter().any(|member| member.id == dead && !member.reachable).then_some(())
+        cluster
+            .members
+            .iter()
+            .any(|member| member.id == dead && !member.reachable)
+            .then_some(())
     })
     .await;
     let refused = client.remove_member(dev.file.nodes[other].id).await.unwrap_err();
@@ -189,7 +223,11 @@ async fn a_member_that_the_quorum_needs_stays() {
     client.remove_member(dev.file.nodes[dead].id).await.unwrap();
     let stay = [dev.file.nodes[leader].id.0, dev.file.nodes[other].id.0];
     let cluster = voters(&client, &stay).await;
-    assert!(cluster.findings.iter().any(|found| found.contains("two voters")), "{:?}", cluster.findings);
+    assert!(
+        cluster.findings.iter().any(|found| found.contains("two voters")),
+        "{:?}",
+        cluster.findings
+    );
     let (code, text, _) = dev.cli(&["cluster", "status"]);
     assert_eq!(code, 0);
     assert!(text.contains("! with two voters"), "{text}");
@@ -222,7 +260,10 @@ async fn join_token(client: &Client, what: &str) -> String {
         ..CreateToken::default()
     };
     // Refused until all nodes have said what they support, a moment after the first start.
-    eventually("a join token", || async { client.create_token(&wanted).await.ok()?.token }).await
+    eventually("a join token", || async {
+        client.create_token(&wanted).await.ok()?.token
+    })
+    .await
 }
 
 /// Starts a node that joins; gives its index.
@@ -277,7 +318,10 @@ fn replace(command: &mut [String], flag: &str, value: &str) {
 
 /// Waits until a process has ended, and looks for the words in what it said.
 async fn ended(dev: &Dev, name: &str, pid: u32, words: &str) {
-    eventually(&format!("end of {name}"), || async { dev.has_ended(name, pid).then_some(()) }).await;
+    eventually(&format!("end of {name}"), || async {
+        dev.has_ended(name, pid).then_some(())
+    })
+    .await;
     let log = std::fs::read_to_string(dev.path().join(format!("{name}.again.log"))).unwrap();
     assert!(log.contains(words), "{name} does not say {words:?}: {log}");
 }
@@ -288,65 +332,15 @@ async fn voters(client: &Client, ids: &[u64]) -> Cluster {
     wanted.sort_unstable();
     eventually(&format!("voters {wanted:?}"), || async {
         let cluster = client.cluster().await.ok()?;
-        let found: Vec<u64> = cluster.members.iter().filter(|m| m.voter).map(|m| m.id.0).collect();
-        let settled = cluster.members.len() == found.len() && cluster.members.iter().all(|m| m.since.is_some());
+        let found: Vec<u64> = cluster
+            .members
+            .iter()
+            .filter(|m| m.voter)
+            .map(|m| m.id.0)
+            .collect();
+        let settled =
+            cluster.members.len() == found.len() && cluster.members.iter().all(|m| m.since.is_some());
         (found == wanted && settled).then_some(cluster)
     })
     .await
-}
-
-async fn write(client: &Client, number: u32) -> Result<(), Error> {
-    let quota = Quota {
-        sessions: Some(100 + number),
-        ..Quota::default()
-    };
-    client.set_quota(&UserName::new("admin").unwrap(), &quota).await
-}
-
-/// Programs that write all the time.
-struct Writers {
-    tasks: Vec<JoinHandle<Vec<String>>>,
-    done: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Writers {
-    fn start(client: &Client) -> Self {
-        let (done, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let tasks = (0..WRITERS).map(|number| {
-            let (done, stop) = (done.clone(), stop.clone());
-            let client = client.with_deadline(Duration::from_secs(20));
-            tokio::spawn(async move {
-                let mut failed = Vec::new();
-                while !stop.load(Ordering::SeqCst) {
-                    match write(&client, number).await {
-                        Ok(()) => drop(done.fetch_add(1, Ordering::SeqCst)),
-                        Err(error) => failed.push(error.to_string()),
-                    }
-                }
-                failed
-            })
-        });
-        Self {
-            tasks: tasks.collect(),
-            done,
-            stop,
-        }
-    }
-
-    /// Waits until more was written.
-    async fn go_on(&self) {
-        let goal = self.done.load(Ordering::SeqCst) + WRITES;
-        eventually("more writes", || async { (self.done.load(Ordering::SeqCst) >= goal).then_some(()) }).await;
-    }
-
-    /// How many were acknowledged, and what failed.
-    async fn end(self) -> (usize, Vec<String>) {
-        self.stop.store(true, Ordering::SeqCst);
-        let mut failed = Vec::new();
-        for task in self.tasks {
-            failed.extend(task.await.unwrap());
-        }
-        (self.done.load(Ordering::SeqCst), failed)
-    }
 }

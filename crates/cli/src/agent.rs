@@ -56,7 +56,12 @@ async fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         }
         (Some(token), None) => token.clone(),
         (None, Some(file)) => secret_file(file)?,
-        (None, None) => return Err(UsageError("no token: give --token-file (or --token, or --join-token-file)".to_owned()).into()),
+        (None, None) => {
+            return Err(UsageError(
+                "no token: give --token-file (or --token, or --join-token-file)".to_owned(),
+            )
+            .into());
+        }
         (Some(_), Some(_)) => {
             return Err(UsageError("token and token-file are both set, one of them perhaps by REGENT_TOKEN or REGENT_TOKEN_FILE; keep one".to_owned()).into());
         }

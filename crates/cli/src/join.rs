@@ -26,20 +26,27 @@ const ADMIT_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>> {
     let Some(servers) = &config.join else {
         if config.join_token_file.is_some() {
-            return Err(UsageError("join-token-file is set, but not whom to join: give --join URL,URL".to_owned()).into());
+            return Err(UsageError(
+                "join-token-file is set, but not whom to join: give --join URL,URL".to_owned(),
+            )
+            .into());
         }
         return Ok(None);
     };
     if config.members.is_some() {
         return Err(UsageError(
-            "members and join are both set: the first founds a cluster, the second joins one; keep one".to_owned(),
+            "members and join are both set: the first founds a cluster, the second joins one; keep one"
+                .to_owned(),
         )
         .into());
     }
     let node = required(config.node_id, "node-id")?;
     let data = required(config.data.clone(), "data")?;
     let (http, peer) = (required(config.http, "http")?, required(config.peer, "peer")?);
-    let http = config.advertise_http.clone().unwrap_or_else(|| format!("http://{http}"));
+    let http = config
+        .advertise_http
+        .clone()
+        .unwrap_or_else(|| format!("http://{http}"));
     let peer = config.advertise_peer.clone().unwrap_or_else(|| peer.to_string());
     let store = config.log_store.unwrap_or_default().into();
     let kept = data.join(CLUSTER_SECRET);

@@ -20,8 +20,12 @@ impl Client {
 
     /// Asks to be admitted as a node; with a join token as this client's token. The same again is safe.
     pub async fn join(&self, node: &Join) -> Result<Joined, Error> {
-        self.fetch(Call::post(["cluster", "members"]).body(node).repeat(Repeat::Freely))
-            .await
+        self.fetch(
+            Call::post(["cluster", "members"])
+                .body(node)
+                .repeat(Repeat::Freely),
+        )
+        .await
     }
 
     /// Takes a member out, for good. The cluster; the member leaves consensus a moment later.

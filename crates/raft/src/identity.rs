@@ -294,7 +294,10 @@ impl Identity {
     /// The members by the settlement.
     pub(crate) fn settled_members(&self) -> Vec<NodeId> {
         let record = self.record.load();
-        let settled = record.settlement.iter().flat_map(|settlement| settlement.members.keys());
+        let settled = record
+            .settlement
+            .iter()
+            .flat_map(|settlement| settlement.members.keys());
         settled.map(|id| NodeId(*id)).collect()
     }
 
@@ -529,7 +532,10 @@ mod tests {
                     matches!(refused, Refusal::Forgotten { node: NodeId(2), .. }),
                     "{purpose:?}: {refused}"
                 );
-                assert!(refused.is_final_for(NodeId(2), Revision(0)) && !refused.is_final_for(NodeId(1), Revision(0)));
+                assert!(
+                    refused.is_final_for(NodeId(2), Revision(0))
+                        && !refused.is_final_for(NodeId(1), Revision(0))
+                );
             }
         }
         assert!(
@@ -547,7 +553,11 @@ mod tests {
         let stranger = node.check_client(&hello(3, NEW, formed("c"), Purpose::Control), "");
         assert!(matches!(
             stranger,
-            Err(Refusal::NotAMemberAt { node: NodeId(3), at: Revision(7), .. })
+            Err(Refusal::NotAMemberAt {
+                node: NodeId(3),
+                at: Revision(7),
+                ..
+            })
         ));
         let mut lost = hello(2, PEER, formed("c"), Purpose::Control);
         lost.to = 7;

@@ -60,7 +60,10 @@ impl Joining {
 
     /// The cluster that the folder belongs to, if it does.
     pub fn cluster(&self) -> Option<&str> {
-        self.record.settlement.as_ref().map(|settlement| settlement.cluster.as_str())
+        self.record
+            .settlement
+            .as_ref()
+            .map(|settlement| settlement.cluster.as_str())
     }
 
     /// The name of the folder, by which the cluster will know it.

@@ -46,9 +46,9 @@ mod watch;
 pub use config::{MAX_PROPOSAL, SnapshotPolicy, Timing};
 pub use error::{CallError, ChangeError, ProposeError, ReadError, StartError, TransferError};
 pub use folder::FolderError;
+pub use joining::{Joining, KnownMember};
 #[doc(hidden)]
 pub use log::workbench;
-pub use joining::{Joining, KnownMember};
 pub use log::{LogError, LogStore, MemoryDisk};
 pub use machine::View;
 pub use members::Consensus;

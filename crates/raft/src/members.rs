@@ -39,7 +39,10 @@ impl Node {
         let raft = self.shared.raft.get()?;
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref().filter(|_| metrics.state.is_leader())?;
+        let replication = metrics
+            .replication
+            .as_ref()
+            .filter(|_| metrics.state.is_leader())?;
         let last = metrics.last_log_index.unwrap_or(0);
         let behind = replication.iter().filter_map(|(id, matched)| {
             let matched = matched.as_ref()?.index;
@@ -109,7 +112,8 @@ impl Node {
             let membership = metrics.membership_config.membership();
             membership.get_joint_config().last().cloned().unwrap_or_default()
         };
-        self.change(ChangeMembers::ReplaceAllVoters(newer), deadline).await
+        self.change(ChangeMembers::ReplaceAllVoters(newer), deadline)
+            .await
     }
 
     async fn change(&self, change: ChangeMembers<u64, Member>, deadline: Instant) -> Result<(), ChangeError> {

@@ -166,8 +166,7 @@ pub(crate) fn stored_record(log: &Log, data: &Path, node: NodeId) -> Result<Opti
         }
         return Err(damaged("the identity record is missing".to_owned()).into());
     };
-    let record =
-        Record::decode(&bytes).map_err(|error| damaged(format!("the identity record: {error}")))?;
+    let record = Record::decode(&bytes).map_err(|error| damaged(format!("the identity record: {error}")))?;
     if record.node != node.0 {
         return Err(StartError::NodeIdChanged {
             data: data.to_owned(),

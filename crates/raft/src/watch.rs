@@ -202,7 +202,11 @@ impl Shared {
     /// The voters: of the membership once consensus has begun here, of the list given until then.
     fn voters(&self) -> Vec<NodeId> {
         let configured = self.roster.configured();
-        let voters: Vec<NodeId> = configured.iter().filter(|(_, member)| member.voter).map(|(id, _)| *id).collect();
+        let voters: Vec<NodeId> = configured
+            .iter()
+            .filter(|(_, member)| member.voter)
+            .map(|(id, _)| *id)
+            .collect();
         if voters.is_empty() {
             self.members.keys().copied().collect()
         } else {
@@ -369,7 +373,10 @@ impl Shared {
                     id,
                     role: if reachable { role } else { Role::Unknown },
                     voter: voters.contains(&id),
-                    http: report.map(|report| report.http.clone()).or(told).unwrap_or_default(),
+                    http: report
+                        .map(|report| report.http.clone())
+                        .or(told)
+                        .unwrap_or_default(),
                     peer: if id == self.node {
                         self.advertise_peer.clone()
                     } else {

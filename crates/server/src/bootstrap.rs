@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use regent_state::operation::InitCluster;
-use regent_state::{Caller, Operation, Rejection, Request};
+use regent_state::{Caller, FIRST_LEVEL, Operation, Rejection, Request};
 use regent_types::UserName;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,6 @@ use crate::service::Service;
 const ADMIN: &str = "admin";
 /// What this version supports; see the feature level in `regent-state`.
 pub(crate) const FEATURE_LEVEL: u32 = 2;
-/// Where every cluster begins; it is raised once all members have said that they can.
-const FIRST_LEVEL: u32 = 1;
 /// How long one try takes at most.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between tries.
@@ -77,6 +75,7 @@ async fn initialise(service: &Service) {
             .map(|token| (ids::token_id(), ids::secret_hash(token.trim())));
         let operation = Operation::InitCluster(InitCluster {
             cluster_id,
+            // Raised once all members have said that they can (`membership`).
             feature_level: FIRST_LEVEL,
             admin: UserName::new(ADMIN).expect("a word"),
             password_hash: password_hash.clone(),

@@ -58,8 +58,12 @@ impl Description {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             supports: FEATURE_LEVEL,
-            disk_free: disk.as_ref().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
-            disk_total: disk.as_ref().map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize)),
+            disk_free: disk
+                .as_ref()
+                .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            disk_total: disk
+                .as_ref()
+                .map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize)),
         }
     }
 

@@ -62,7 +62,10 @@ impl Joining {
             })
         });
         let members = known.collect::<Result<_, JoinError>>()?;
-        Ok(self.folder.settle(&joined.cluster_id, joined.revision, members).await?)
+        Ok(self
+            .folder
+            .settle(&joined.cluster_id, joined.revision, members)
+            .await?)
     }
 
     /// Lets go of the folder, so that the node can be started on it.

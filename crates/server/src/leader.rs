@@ -141,7 +141,9 @@ async fn promote(node: &Node, id: NodeId, deadline: Instant) -> Result<Answer, R
     let kept = match consensus.behind.get(&id) {
         _ if !consensus.learners.contains(&id) => format!("node {id} does not receive the log yet"),
         None => format!("node {id} cannot be reached"),
-        Some(behind) if *behind > CAUGHT_UP => format!("node {id} is {behind} entries behind; it gets a vote once it has caught up"),
+        Some(behind) if *behind > CAUGHT_UP => {
+            format!("node {id} is {behind} entries behind; it gets a vote once it has caught up")
+        }
         Some(_) => match node.promote([id].into(), deadline).await {
             Ok(()) => return Ok(Answer::Done),
             Err(ChangeError::NotLeader) => return Err(not_leading()),

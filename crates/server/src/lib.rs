@@ -36,7 +36,8 @@ mod waiting;
 
 pub use joining::{JoinError, Joining};
 pub use options::{
-    DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+    DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options,
+    SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

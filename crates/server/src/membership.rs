@@ -66,24 +66,34 @@ struct Health {
 impl Health {
     fn look(&mut self, consensus: &Consensus, reachable: &BTreeSet<NodeId>, now: Instant) {
         let is_well = |id: &NodeId| {
-            reachable.contains(id) && consensus.behind.get(id).is_some_and(|behind| *behind <= CAUGHT_UP)
+            reachable.contains(id)
+                && consensus
+                    .behind
+                    .get(id)
+                    .is_some_and(|behind| *behind <= CAUGHT_UP)
         };
-        self.well.retain(|id, _| consensus.learners.contains(id) && is_well(id));
+        self.well
+            .retain(|id, _| consensus.learners.contains(id) && is_well(id));
         for id in consensus.learners.iter().filter(|id| is_well(id)) {
             self.well.entry(*id).or_insert(now);
         }
-        self.dead.retain(|id, _| consensus.voters.contains(id) && !reachable.contains(id));
+        self.dead
+            .retain(|id, _| consensus.voters.contains(id) && !reachable.contains(id));
         for id in consensus.voters.difference(reachable) {
             self.dead.entry(*id).or_insert(now);
         }
     }
 
     fn well_for(&self, id: NodeId, now: Instant) -> Duration {
-        self.well.get(&id).map_or(Duration::ZERO, |since| now.duration_since(*since))
+        self.well
+            .get(&id)
+            .map_or(Duration::ZERO, |since| now.duration_since(*since))
     }
 
     fn dead_for(&self, id: NodeId, now: Instant) -> Duration {
-        self.dead.get(&id).map_or(Duration::ZERO, |since| now.duration_since(*since))
+        self.dead
+            .get(&id)
+            .map_or(Duration::ZERO, |since| now.duration_since(*since))
     }
 }
 
@@ -133,7 +143,14 @@ async fn look(service: &Service, consensus: &Consensus, health: &mut Health) {
     };
     for _ in 0..MAX_STEPS {
         let view = node.view();
-        let Some(step) = next(&view.state, consensus, health, (service.id(), now), supports, burial) else {
+        let Some(step) = next(
+            &view.state,
+            consensus,
+            health,
+            (service.id(), now),
+            supports,
+            burial,
+        ) else {
             return;
         };
         tracing::info!(?step, "the members are to change");
@@ -166,7 +183,10 @@ fn next(
     }
     let present: BTreeSet<NodeId> = consensus.voters.union(&consensus.learners).copied().collect();
     let lowest = present.iter().map(|id| supports(*id)).min().flatten();
-    if let Some(level) = lowest.map(|level| level.min(FEATURE_LEVEL)).filter(|level| *level > state.feature_level()) {
+    if let Some(level) = lowest
+        .map(|level| level.min(FEATURE_LEVEL))
+        .filter(|level| *level > state.feature_level())
+    {
         return Some(Step::Raise(level));
     }
     if state.feature_level() < MEMBERS_LEVEL {
@@ -177,7 +197,11 @@ fn next(
     }
     let is_live = |id: &NodeId| state.member(*id).is_some_and(|member| member.is_live());
     if let Some(gone) = present.iter().find(|id| !is_live(id)) {
-        return Some(if *gone == me { Step::HandOver } else { Step::Expel(*gone) });
+        return Some(if *gone == me {
+            Step::HandOver
+        } else {
+            Step::Expel(*gone)
+        });
     }
     let live = state.members().values().filter(|member| member.is_live());
     if let Some(new) = live.map(|member| member.id).find(|id| !present.contains(id)) {
@@ -201,7 +225,11 @@ fn next(
         .collect();
     let stay = consensus.voters.len() - 1;
     // Those that stay must be a majority of what remains, without the dead ones.
-    let alive = consensus.voters.iter().filter(|id| health.dead_for(**id, now).is_zero()).count();
+    let alive = consensus
+        .voters
+        .iter()
+        .filter(|id| health.dead_for(**id, now).is_zero())
+        .count();
     (stay >= burial.min_voters && 2 * alive > stay)
         .then(|| dead.first().copied().map(Step::Bury))
         .flatten()
@@ -233,7 +261,10 @@ async fn act(service: &Service, state: &State, step: Step) -> Result<(), String>
             None => Ok(()),
         },
         Step::Expel(id) => changed(node.expel(id, deadline).await),
-        Step::HandOver => node.transfer(None, deadline).await.map_err(|error| error.to_string()),
+        Step::HandOver => node
+            .transfer(None, deadline)
+            .await
+            .map_err(|error| error.to_string()),
         Step::Promote(ids) => changed(node.promote(ids, deadline).await),
         Step::Raise(level) => write(service, Operation::RaiseFeatureLevel { level }).await,
         Step::Bury(id) => {
@@ -244,8 +275,14 @@ async fn act(service: &Service, state: &State, step: Step) -> Result<(), String>
 }
 
 async fn write(service: &Service, operation: Operation) -> Result<(), String> {
-    let proposed = service.propose_own(operation).await.map_err(|error| error.to_string())?;
-    proposed.applied.map(drop).map_err(|rejection| rejection.to_string())
+    let proposed = service
+        .propose_own(operation)
+        .await
+        .map_err(|error| error.to_string())?;
+    proposed
+        .applied
+        .map(drop)
+        .map_err(|rejection| rejection.to_string())
 }
 
 /// Tells the cluster where this node is, when it was started elsewhere than it is known.
@@ -254,7 +291,8 @@ async fn note_address(service: &Service) {
     let options = service.options();
     let (peer, http) = (&options.advertise_peer, &options.advertise_http);
     let known = view.state.member(service.id());
-    let Some(known) = known.filter(|known| known.is_live() && (known.peer != *peer || known.http != *http)) else {
+    let Some(known) = known.filter(|known| known.is_live() && (known.peer != *peer || known.http != *http))
+    else {
         return;
     };
     let moved = Operation::MemberMoved {

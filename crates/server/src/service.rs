@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
-use regent_state::{Caller, Operation, Request};
+use regent_state::{Caller, FIRST_LEVEL, Operation, Request};
 use regent_types::{NodeId, Time};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,9 @@ pub(crate) enum ServiceError {
     /// A read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// A write that not all members could read: nothing was written.
+    #[error("some nodes still run an older program: upgrade all of them first")]
+    Level,
 }
 
 impl Service {
@@ -133,6 +136,9 @@ impl Service {
 
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
+        if request.operation.level() > self.node().view().state.feature_level().max(FIRST_LEVEL) {
+            return Err(ServiceError::Level);
+        }
         Ok(self
             .inner
             .node

@@ -512,8 +512,10 @@ async fn heartbeats_of_idle_agents_write_nothing() {
     node.until("/sessions", "it runs", |s| s["sessions"][0]["state"] == "running")
         .await;
     // A cluster writes down who founded it a moment after its start.
-    node.until("/cluster", "its member is written down", |c| c["members"][0]["since"].is_string())
-        .await;
+    node.until("/cluster", "its member is written down", |c| {
+        c["members"][0]["since"].is_string()
+    })
+    .await;
     let index = |cluster: &Value| cluster["members"][0]["appliedIndex"].clone();
     let before = index(&node.get("/cluster").await);
     let mut heard = Value::Null;

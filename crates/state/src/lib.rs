@@ -48,7 +48,7 @@ pub use codec::{CodecError, FORMAT, MAX_ENCODED, decode_applied, encode_applied}
 pub use due::Overdue;
 pub use event::{Event, EventId, EventKind, EventRecord};
 pub use events::Events;
-pub use members::{MAX_MEMBERS, MEMBERS_LEVEL, check_agent_pattern};
+pub use members::{FIRST_LEVEL, MAX_MEMBERS, MEMBERS_LEVEL, check_agent_pattern};
 pub use operation::{Caller, Idempotency, Leadership, Meta, Operation, Request};
 pub use outcome::{Applied, Noun, Outcome, Rejection};
 pub use prune::{KEEP_ENDED_MS, KEEP_EVENTS_MS, KEEP_RECORDED_MS, MAX_PRUNED};

@@ -14,6 +14,8 @@ use crate::record::{ApiToken, JoinScope, Member, Role, Subject};
 use crate::tokens;
 use crate::txn::Txn;
 
+/// The feature level at which every cluster begins.
+pub const FIRST_LEVEL: u32 = 1;
 /// The feature level from which members are in the state.
 pub const MEMBERS_LEVEL: u32 = 2;
 /// Members at a time: consensus of more has no use, and each costs every other a connection.

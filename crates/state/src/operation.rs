@@ -12,6 +12,7 @@ use regent_types::{
     TemplateName, Token, TokenId, UserName,
 };
 
+use crate::members::{FIRST_LEVEL, MEMBERS_LEVEL};
 use crate::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt};
 
 /// An operation with who asks for it: the content of one log entry.
@@ -381,6 +382,64 @@ pub enum Operation {
         /// The level.
         level: u32,
     },
+}
+
+impl Operation {
+    /// The feature level from which every member can read it. Below that it may not even be proposed: a log entry that
+    /// a node cannot read ends that node.
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::AdmitMember(_)
+            | Self::MemberMoved { .. }
+            | Self::RemoveMember { .. }
+            | Self::EnrolAgent { .. } => MEMBERS_LEVEL,
+            Self::CreateToken(op) if matches!(op.subject, Subject::Join(_)) => MEMBERS_LEVEL,
+            // Who proposes that has asked all members.
+            Self::RaiseFeatureLevel { .. }
+            | Self::CreateToken(_)
+            | Self::InitCluster(_)
+            | Self::CreateSession(_)
+            | Self::PatchSession(_)
+            | Self::StopSession(_)
+            | Self::HibernateSession(_)
+            | Self::WakeSession(_)
+            | Self::PlaceQueued(_)
+            | Self::SessionOverdue { .. }
+            | Self::ReportSession(_)
+            | Self::PutTemplate { .. }
+            | Self::DeleteTemplate { .. }
+            | Self::CreateUser { .. }
+            | Self::DeleteUser { .. }
+            | Self::SetPassword { .. }
+            | Self::SetQuota { .. }
+            | Self::DeleteToken { .. }
+            | Self::RegisterAgent(_)
+            | Self::DeleteAgent { .. }
+            | Self::SetScheduling { .. }
+            | Self::AgentConnected(_)
+            | Self::AgentDisconnected { .. }
+            | Self::AgentCapacity { .. }
+            | Self::CreateCommand(_)
+            | Self::CommandSent { .. }
+            | Self::CommandAcked { .. }
+            | Self::CommandCompleted { .. }
+            | Self::CommandFailed { .. }
+            | Self::CommandOverdue { .. }
+            | Self::CancelCommand { .. }
+            | Self::RetryCommand { .. }
+            | Self::AcquireLease { .. }
+            | Self::ReleaseLease { .. }
+            | Self::ForceReleaseLease { .. }
+            | Self::ExpireLeases { .. }
+            | Self::Prune
+            | Self::Campaign(_)
+            | Self::Withdraw { .. }
+            | Self::EndLeases { .. }
+            | Self::ReplicaConnected { .. }
+            | Self::ReleaseAbandoned { .. }
+            | Self::ConnectedSince { .. } => FIRST_LEVEL,
+        }
+    }
 }
 
 /// See [`Operation::AdmitMember`].

@@ -10,10 +10,10 @@ use rand::distr::Alphanumeric;
 use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::secrets::write_secret;
 use super::ports::{self, Ports};
 use crate::agent_config::RuntimeKind;
 use crate::config::LogStore;
+use crate::secrets::write_secret;
 
 /// Where the first node is served when nothing else is asked for.
 const DEFAULT_HTTP_PORT: u16 = 8000;

@@ -74,7 +74,11 @@ fn row(m: &Member) -> Vec<String> {
 /// What is free, in MiB, and of how much.
 fn disk(m: &Member) -> Option<String> {
     let (free, total) = (m.disk_free?, m.disk_total.filter(|total| *total > 0)?);
-    Some(format!("{} MiB ({} %)", free >> 20, free.saturating_mul(100) / total))
+    Some(format!(
+        "{} MiB ({} %)",
+        free >> 20,
+        free.saturating_mul(100) / total
+    ))
 }
 
 /// Runs it.
@@ -99,7 +103,12 @@ async fn add(client: &Client, expires_in: Option<Span>, format: Format) -> anyho
     };
     let token = client.create_token(&token).await?;
     let cluster = client.cluster().await?;
-    let free = cluster.members.iter().map(|member| member.id.0 + 1).max().unwrap_or(1);
+    let free = cluster
+        .members
+        .iter()
+        .map(|member| member.id.0 + 1)
+        .max()
+        .unwrap_or(1);
     let servers: Vec<String> = cluster.members.into_iter().map(|member| member.http).collect();
     output::note(&format!(
         "the token below admits one node within {lasts}. On its machine, with the token in the file `join`:\n  \

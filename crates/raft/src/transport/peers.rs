@@ -2,8 +2,8 @@
 //! with the membership.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -36,7 +36,9 @@ impl Addresses {
     /// Replaces them, the likeliest first; keeps the one in use in front.
     fn set(&self, mut now: Vec<String>) {
         let mut addrs = self.lock();
-        let in_use = addrs.first().and_then(|first| now.iter().position(|addr| addr == first));
+        let in_use = addrs
+            .first()
+            .and_then(|first| now.iter().position(|addr| addr == first));
         now.rotate_left(in_use.unwrap_or(0));
         *addrs = now;
     }

@@ -44,7 +44,12 @@ pub(crate) struct LogLink {
 }
 
 impl LogLink {
-    pub(crate) fn new(identity: Arc<Identity>, target: NodeId, addrs: Arc<Addresses>, patience: Duration) -> Self {
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        target: NodeId,
+        addrs: Arc<Addresses>,
+        patience: Duration,
+    ) -> Self {
         Self {
             identity,
             target,

@@ -93,12 +93,21 @@ pub(super) fn find(
             ));
         }
     }
-    let versions: std::collections::BTreeSet<String> =
-        status.members.iter().filter_map(|member| Some(described(member.id)?.version)).collect();
+    let versions: std::collections::BTreeSet<String> = status
+        .members
+        .iter()
+        .filter_map(|member| Some(described(member.id)?.version))
+        .collect();
     if versions.len() > 1 {
         let versions: Vec<String> = versions
             .into_iter()
-            .map(|version| if version.is_empty() { "an older one".to_owned() } else { version })
+            .map(|version| {
+                if version.is_empty() {
+                    "an older one".to_owned()
+                } else {
+                    version
+                }
+            })
             .collect();
         found.push(format!(
             "the nodes run different programs ({}): finish the upgrade; until then new features stay off",
@@ -106,7 +115,10 @@ pub(super) fn find(
         ));
     }
     if reachable >= quorum && voters.len() == 2 {
-        found.push("with two voters the loss of either stops the cluster; add a third (`regent cluster add`)".to_owned());
+        found.push(
+            "with two voters the loss of either stops the cluster; add a third (`regent cluster add`)"
+                .to_owned(),
+        );
     }
     found
 }

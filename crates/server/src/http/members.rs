@@ -41,8 +41,15 @@ pub(super) async fn join(
     let hash = secret_hash(&presented(request.headers())?);
     // Who calls first: a body is not read for somebody unknown. A token that is spent is for apply to judge.
     let view = service.read().await?;
-    let spent = view.state.members().values().any(|member| member.admitted_by == Some(hash));
-    let joins = view.state.token_by_hash(&hash).is_some_and(|token| matches!(token.subject, Subject::Join(_)));
+    let spent = view
+        .state
+        .members()
+        .values()
+        .any(|member| member.admitted_by == Some(hash));
+    let joins = view
+        .state
+        .token_by_hash(&hash)
+        .is_some_and(|token| matches!(token.subject, Subject::Join(_)));
     if !spent && !joins {
         return Err(Failure::new(
             Code::Unauthenticated,
@@ -51,8 +58,15 @@ pub(super) async fn join(
     }
     // A new node must be told of all.
     let status = service.node().status();
-    if let Some(unknown) = status.members.iter().find(|member| view.state.member(member.id).is_none()) {
-        let what = format!("node {} is not in the table of members yet; try again in a moment", unknown.id);
+    if let Some(unknown) = status
+        .members
+        .iter()
+        .find(|member| view.state.member(member.id).is_none())
+    {
+        let what = format!(
+            "node {} is not in the table of members yet; try again in a moment",
+            unknown.id
+        );
         return Err(Failure::new(Code::NoLeader, what));
     }
     let headers = request.headers().clone();
@@ -60,7 +74,10 @@ pub(super) async fn join(
     let operation = Operation::AdmitMember(AdmitMember {
         id: node_id(body.node_id)?,
         incarnation: folder_name::read(&body.incarnation).ok_or_else(|| {
-            Failure::field("incarnation", "must be the name of the data folder, 32 hexadecimal digits")
+            Failure::field(
+                "incarnation",
+                "must be the name of the data folder, 32 hexadecimal digits",
+            )
         })?,
         peer: address("peer", &body.peer)?,
         http: address("http", &body.http)?,
@@ -77,7 +94,10 @@ pub(super) async fn join(
         return Err(done.unexpected());
     };
     tracing::info!(member = %member.id, peer = member.peer, "a node was admitted");
-    let view = service.node().wait_for(done.revision, Instant::now() + REQUEST_DEADLINE).await?;
+    let view = service
+        .node()
+        .wait_for(done.revision, Instant::now() + REQUEST_DEADLINE)
+        .await?;
     let known = view.state.members().values().filter(|member| member.is_live());
     let members = known.map(|member| JoinedMember {
         id: member.id,
@@ -87,7 +107,8 @@ pub(super) async fn join(
     });
     let cluster_id = view.state.cluster_id().cloned();
     let joined = Joined {
-        cluster_id: cluster_id.ok_or_else(|| Failure::new(Code::NoLeader, "the cluster is not formed yet"))?,
+        cluster_id: cluster_id
+            .ok_or_else(|| Failure::new(Code::NoLeader, "the cluster is not formed yet"))?,
         revision: member.changed,
         members: members.collect(),
         cluster_secret: String::from_utf8_lossy(&service.options().secret).into_owned(),
@@ -107,7 +128,11 @@ pub(super) async fn remove(
     writing.caller.require(Role::Admin, "removing members")?;
     let service = &writing.service;
     let status = service.node().status();
-    let stay: Vec<_> = status.members.iter().filter(|member| member.voter && member.id != id).collect();
+    let stay: Vec<_> = status
+        .members
+        .iter()
+        .filter(|member| member.voter && member.id != id)
+        .collect();
     let reachable = stay.iter().filter(|member| member.reachable).count();
     if reachable < stay.len() / 2 + 1 {
         let message = format!(
@@ -119,7 +144,10 @@ pub(super) async fn remove(
     }
     let reason = String::new();
     let done = writing.propose(Operation::RemoveMember { id, reason }).await?;
-    let view = service.node().wait_for(done.revision, Instant::now() + REQUEST_DEADLINE).await?;
+    let view = service
+        .node()
+        .wait_for(done.revision, Instant::now() + REQUEST_DEADLINE)
+        .await?;
     Ok(reply::json(StatusCode::OK, done.revision, &shown(service, &view)))
 }
 
@@ -148,7 +176,10 @@ pub(super) async fn promote(
     };
     let leader = service.node().status().leader.ok_or_else(no_leader)?;
     let deadline = Instant::now() + REQUEST_DEADLINE;
-    let asked = service.node().call(leader, Ask::Promote(id).encode(), deadline).await;
+    let asked = service
+        .node()
+        .call(leader, Ask::Promote(id).encode(), deadline)
+        .await;
     let answer = asked.map_err(|error| match error {
         CallError::NoAnswer(_) => unknown(),
         CallError::Busy => Failure::busy("too many calls are waiting", 1),
@@ -172,10 +203,13 @@ fn node_id(id: NodeId) -> Result<NodeId> {
 }
 
 fn address(field: &str, text: &str) -> Result<String> {
-    let written = !text.is_empty() && text.len() <= MAX_ADDRESS && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let written =
+        !text.is_empty() && text.len() <= MAX_ADDRESS && text.bytes().all(|byte| byte.is_ascii_graphic());
     let shaped = match field {
         "http" => text.starts_with("http://") || text.starts_with("https://"),
-        _ => text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+        _ => text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
     };
     if written && shaped {
         return Ok(text.to_owned());

@@ -14,7 +14,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::{
-    agents, auth, cluster, commands, events, health, leases, members, metrics, sessions, templates, tokens, users,
+    agents, auth, cluster, commands, events, health, leases, members, metrics, sessions, templates, tokens,
+    users,
 };
 
 /// The document.

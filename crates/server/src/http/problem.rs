@@ -214,6 +214,7 @@ impl From<ServiceError> for Failure {
         match error {
             ServiceError::Propose(error) => error.into(),
             ServiceError::Read(error) => error.into(),
+            ServiceError::Level => Self::new(Code::WrongState, error.to_string()),
         }
     }
 }

@@ -96,7 +96,12 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
     let ttl_ms = limits::span("expiresIn", body.expires_in)?;
     let subject = match (body.join, body.user) {
         (Some(join), None) => Subject::Join(join_scope(&join)?),
-        (Some(_), Some(_)) => return Err(Failure::field("join", "a join token is nobody's: leave `user` out")),
+        (Some(_), Some(_)) => {
+            return Err(Failure::field(
+                "join",
+                "a join token is nobody's: leave `user` out",
+            ));
+        }
         (None, Some(user)) => Subject::User(user),
         (None, None) => Subject::User(writing.caller.user()?.clone()),
     };
