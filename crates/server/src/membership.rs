@@ -304,3 +304,170 @@ async fn note_address(service: &Service) {
         tracing::debug!(%why, "where this node is was not written; it is tried again");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use regent_state::operation::InitCluster;
+    use regent_state::{Caller, Leadership, Meta, Request};
+    use regent_types::{ClusterId, Revision, UserName};
+
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+
+    struct Story {
+        state: State,
+        consensus: Consensus,
+        health: Health,
+        now: Instant,
+        burial: Option<Burial>,
+    }
+
+    impl Story {
+        /// Nodes 1, 2 and 3 have formed a cluster and are written down.
+        fn new() -> Self {
+            let mut story = Self {
+                state: State::new(),
+                consensus: Consensus {
+                    voters: (1..=3).map(NodeId).collect(),
+                    learners: BTreeSet::new(),
+                    changing: false,
+                    behind: (1..=3).map(|id| (NodeId(id), 0)).collect(),
+                },
+                health: Health::default(),
+                now: Instant::now(),
+                burial: None,
+            };
+            story.apply(Operation::InitCluster(InitCluster {
+                cluster_id: ClusterId::new("c").unwrap(),
+                feature_level: MEMBERS_LEVEL,
+                admin: UserName::new("admin").unwrap(),
+                password_hash: None,
+                token: None,
+            }));
+            for id in 1..=3 {
+                story.admit(id);
+            }
+            story
+        }
+
+        fn apply(&mut self, operation: Operation) {
+            let meta = Meta {
+                revision: Revision(self.state.revision().0 + 1),
+                leadership: Leadership::default(),
+                at: 1,
+            };
+            let request = Request {
+                caller: Caller::Node(ME),
+                idempotency: None,
+                operation,
+            };
+            self.state.apply(&meta, &request).unwrap();
+        }
+
+        fn admit(&mut self, id: u64) {
+            self.apply(Operation::AdmitMember(AdmitMember {
+                id: NodeId(id),
+                incarnation: [7; 16],
+                peer: "p:1".to_owned(),
+                http: "http://h:1".to_owned(),
+                token: None,
+            }));
+        }
+
+        fn remove(&mut self, id: u64) {
+            self.apply(Operation::RemoveMember {
+                id: NodeId(id),
+                reason: String::new(),
+            });
+        }
+
+        /// Time passes with these nodes reachable; then the next step.
+        fn after(&mut self, time: Duration, reachable: &[u64]) -> Option<Step> {
+            let reachable: BTreeSet<NodeId> = reachable.iter().map(|id| NodeId(*id)).collect();
+            self.health.look(&self.consensus, &reachable, self.now);
+            self.now += time;
+            self.health.look(&self.consensus, &reachable, self.now);
+            self.next(|_| Some(FEATURE_LEVEL))
+        }
+
+        fn next(&self, supports: impl Fn(NodeId) -> Option<u32>) -> Option<Step> {
+            next(&self.state, &self.consensus, &self.health, (ME, self.now), supports, self.burial)
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_as_it_should_be_is_left_alone() {
+        assert_eq!(Story::new().after(Duration::from_secs(60), &[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn a_new_member_gets_the_log_and_a_vote_once_it_was_well_for_a_while() {
+        let mut story = Story::new();
+        story.admit(4);
+        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Add(NodeId(4))));
+        story.consensus.learners.insert(NodeId(4));
+        let long = HEALTHY_FOR + Duration::from_secs(1);
+        assert_eq!(story.after(long, &[1, 2, 3]), None, "nothing is known of it");
+        story.consensus.behind.insert(NodeId(4), CAUGHT_UP + 1);
+        assert_eq!(story.after(long, &[1, 2, 3, 4]), None, "it is behind");
+        story.consensus.behind.insert(NodeId(4), CAUGHT_UP);
+        assert_eq!(story.after(HEALTHY_FOR / 2, &[1, 2, 3, 4]), None, "not for long enough");
+        assert_eq!(story.after(HEALTHY_FOR, &[1, 2, 3]), None, "it was gone");
+        let promote = Step::Promote([NodeId(4)].into());
+        assert_eq!(story.after(HEALTHY_FOR, &[1, 2, 3, 4]), Some(promote));
+    }
+
+    #[test]
+    fn who_was_removed_is_taken_out_and_the_leader_hands_over_before() {
+        let mut story = Story::new();
+        story.remove(3);
+        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Expel(NodeId(3))));
+        story.consensus.changing = true;
+        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Finish), "one change at a time");
+        story.consensus.changing = false;
+        story.consensus.voters.remove(&NodeId(3));
+        story.remove(1);
+        assert_eq!(story.after(Duration::ZERO, &[1, 2]), Some(Step::HandOver));
+    }
+
+    /// A node that does not say what it supports, or supports less, holds all back.
+    #[test]
+    fn the_feature_level_is_that_of_the_oldest_program() {
+        let mut story = Story::new();
+        story.state = State::new();
+        story.apply(Operation::InitCluster(InitCluster {
+            cluster_id: ClusterId::new("c").unwrap(),
+            feature_level: 1,
+            admin: UserName::new("admin").unwrap(),
+            password_hash: None,
+            token: None,
+        }));
+        assert_eq!(story.next(|id| (id != NodeId(2)).then_some(2)), None);
+        assert_eq!(story.next(|id| Some(if id == NodeId(2) { 1 } else { 2 })), None);
+        assert_eq!(story.next(|_| Some(9)), Some(Step::Raise(FEATURE_LEVEL)));
+        story.apply(Operation::RaiseFeatureLevel { level: FEATURE_LEVEL });
+        assert_eq!(story.next(|_| Some(9)), Some(Step::Record(NodeId(1))));
+    }
+
+    #[test]
+    fn the_dead_are_removed_only_when_asked_for_and_when_enough_stay() {
+        let day = Duration::from_secs(86_400);
+        let mut story = Story::new();
+        assert_eq!(story.after(day, &[1, 2]), None, "off by default");
+        story.burial = Some(Burial {
+            after: day,
+            min_voters: 3,
+        });
+        assert_eq!(story.after(day, &[1, 2]), None, "two would stay");
+        for id in [4, 5] {
+            story.admit(id);
+            story.consensus.voters.insert(NodeId(id));
+        }
+        assert_eq!(story.after(day / 2, &[1, 2, 4, 5]), Some(Step::Bury(NodeId(3))));
+        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3, 4, 5]), None, "it came back");
+        assert_eq!(story.after(day / 2, &[1, 2, 4]), None, "not dead for long enough");
+        assert_eq!(story.after(day / 2, &[1, 2, 4]), Some(Step::Bury(NodeId(3))));
+        assert_eq!(story.after(day, &[1, 2]), None, "no majority would stay");
+    }
+}
