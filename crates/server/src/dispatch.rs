@@ -75,9 +75,13 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
                 Subject::Agent(agent) => agents.insert(agent.clone()),
                 // An admin's token may carry any agent's connection.
                 Subject::User(_) => return None,
+                Subject::Join(_) => false,
             },
             EventRecord::User(_) => return None,
-            EventRecord::Session(_) | EventRecord::Template(_) => false,
+            EventRecord::Session(_)
+            | EventRecord::Template(_)
+            | EventRecord::Member(_)
+            | EventRecord::Restored(_) => false,
         };
     }
     Some(concerned)

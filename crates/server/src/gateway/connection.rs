@@ -461,6 +461,14 @@ impl Connection {
                 CLOSE_TRY_LATER,
                 "a newer connection was taken up since this one was opened; connect again".to_owned(),
             ),
+            // The reason has little room, so when it may come is all that is said.
+            Joined::Refused(Rejection::LeasesHeldBack { for_ms, .. }) => self.close(
+                CLOSE_TRY_LATER,
+                format!(
+                    "the cluster was restored; agents may connect in {} s",
+                    for_ms.div_ceil(1_000)
+                ),
+            ),
             Joined::Refused(rejection) => self.close(CLOSE_POLICY, rejection.to_string()),
             Joined::Unavailable(why) => self.close(CLOSE_TRY_LATER, why),
         }

@@ -338,11 +338,13 @@ fn may_see(caller: &Identity, state: &State, record: &EventRecord) -> bool {
         EventRecord::Candidate(candidate) => operator || candidate.owner == caller.principal,
         EventRecord::Template(_) => true,
         EventRecord::User(user) => caller.role == Role::Admin || caller.is_user(&user.name),
+        EventRecord::Member(_) | EventRecord::Restored(_) => operator,
         EventRecord::ApiToken(token) => {
             caller.role == Role::Admin
                 || match &token.subject {
                     Subject::User(name) => caller.is_user(name),
                     Subject::Agent(id) => caller.is_agent(id),
+                    Subject::Join(_) => false,
                 }
         }
     }

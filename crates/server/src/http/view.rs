@@ -15,7 +15,7 @@ use regent_types::lease::{Lease, LeaseCandidate};
 use regent_types::session::{Resources, Session, SessionState, SessionStatus};
 use regent_types::template::{Manifest, Template};
 use regent_types::{Cpu, LeaseName, Memory, Time};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A session; `last_activity` in Unix milliseconds.
 pub(super) fn session(record: &record::Session, last_activity: Option<u64>) -> Session {
@@ -243,6 +243,7 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
             state.user(name).map_or(Role::User, |user| self::role(user.role)),
         ),
         record::Subject::Agent(id) => (None, Some(id.clone()), Role::Agent),
+        record::Subject::Join(_) => (None, None, Role::Agent),
     };
     ApiToken {
         id: record.id.clone(),
@@ -254,6 +255,19 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
         created_at: Time(record.created_at),
         expires_at: record.expires_at.map(Time),
     }
+}
+
+/// How the cluster came out of another one's state.
+fn restored(record: &record::Restored) -> Value {
+    let held_back = (record.no_lease_before > 0).then(|| Time(record.no_lease_before));
+    json!({
+        "clusterId": record.cluster,
+        "formerClusterIds": record.from,
+        "at": Time(record.at),
+        "revision": record.revision,
+        "stateRevision": record.state_revision,
+        "noLeaseBefore": held_back,
+    })
 }
 
 /// An event, the same whatever state a node has reached.
@@ -269,6 +283,8 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
+        EventRecord::Member(record) => json!({ "id": record.id, "peer": record.peer, "http": record.http }),
+        EventRecord::Restored(record) => restored(record),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -277,7 +293,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         revision: id.0,
         time: Time(event.at),
         kind: event.name(),
-        subject: event.subject().to_owned(),
+        subject: event.subject().into_owned(),
         record,
     }
 }
@@ -316,7 +332,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 28] = [
+const KINDS: [EventKind; 29] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -345,6 +361,7 @@ const KINDS: [EventKind; 28] = [
     EventKind::TokenDeleted,
     EventKind::LeaseQueued,
     EventKind::LeaseLeft,
+    EventKind::ClusterRestored,
 ];
 
 /// Every text that an event's kind can have.
