@@ -1,6 +1,7 @@
 //! Starting a node: store, identity, peer port, tasks, and in the background openraft.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -145,12 +146,7 @@ async fn open_log(options: &Options) -> Result<Log, StartError> {
 
 /// The identity of the data folder, made now if the folder is new.
 async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError> {
-    if let Some(bytes) = log.get_metadata(IDENTITY)? {
-        let damaged = |error: crate::codec::CodecError| LogError::Damaged {
-            place: options.data.display().to_string(),
-            what: format!("the identity record: {error}"),
-        };
-        let record = Record::decode(&bytes).map_err(damaged)?;
+    if let Some(record) = stored_record(log, &options.data)? {
         if record.node != options.node.0 {
             return Err(StartError::NodeIdChanged {
                 data: options.data.clone(),
@@ -175,6 +171,19 @@ async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError>
     };
     store_record(log, &record).await?;
     Ok(record)
+}
+
+/// The identity in the data folder, if it has one.
+pub(crate) fn stored_record(log: &Log, data: &Path) -> Result<Option<Record>, LogError> {
+    let Some(bytes) = log.get_metadata(IDENTITY)? else {
+        return Ok(None);
+    };
+    Record::decode(&bytes)
+        .map(Some)
+        .map_err(|error| LogError::Damaged {
+            place: data.display().to_string(),
+            what: format!("the identity record: {error}"),
+        })
 }
 
 /// Stores the identity, synced.

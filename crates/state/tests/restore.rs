@@ -88,7 +88,7 @@ fn no_lease_is_granted_and_no_agent_connects_before_the_longest_is_over() {
     let before = old.lease(&jobs).unwrap().token;
     let at = world.now + 60_000;
     let mut new = old.restored_as(&plan(old, at)).unwrap();
-    assert!(HOLD_MS > MAX_TTL_MS);
+    const { assert!(HOLD_MS > MAX_TTL_MS) };
     for (now, left) in [(at, HOLD_MS), (at + HOLD_MS - 1, 1)] {
         let refused = Err(Rejection::LeasesHeldBack {
             until: at + HOLD_MS,
@@ -171,7 +171,7 @@ fn a_token_of_before_renews_and_releases_nothing() {
 /// A start, a sleep, an awakening and a stop were under way; the agent then says what it really runs.
 #[test]
 fn sessions_that_were_under_way_are_settled_and_then_reconciled() {
-    let mut world = told(&[
+    let world = told(&[
         "create starting command=c1",
         "sent c1",
         "create sleeping command=c2",
