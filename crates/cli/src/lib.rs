@@ -17,6 +17,7 @@ mod lifeline;
 mod logging;
 mod noun;
 mod output;
+mod recovery;
 mod runtimes;
 mod server;
 

@@ -12,7 +12,9 @@ use tokio_util::task::TaskTracker;
 use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
-use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting};
+use crate::{
+    activity, backups, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting,
+};
 
 /// How long agents may take to be let go, their disconnects written.
 const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
@@ -111,6 +113,7 @@ impl Server {
         tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
+        tasks.spawn(backups::run(service.clone(), stop.clone()));
         tasks.close();
 
         let router = http::router(service.clone());

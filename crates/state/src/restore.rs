@@ -13,6 +13,8 @@
 //! The changes go through `txn` like those of an operation, so indexes, usage, events and digest follow. It is none,
 //! though: the new cluster begins with a snapshot of the result.
 
+use std::sync::Arc;
+
 use regent_types::lease::MAX_TTL_MS;
 use regent_types::{ClusterId, LeaseName, NodeId, Revision, TokenId, UserName};
 
@@ -21,7 +23,7 @@ use crate::event::EventKind;
 use crate::leases::queue;
 use crate::members::MEMBERS_LEVEL;
 use crate::operation::{Leadership, Meta};
-use crate::record::{ApiToken, Member, Restored, Role, Subject};
+use crate::record::{ApiToken, Member, Restored, Role, Subject, User};
 use crate::state::{Identity, State};
 use crate::txn::Txn;
 use crate::{agents, commands, sessions, tokens};
@@ -82,6 +84,12 @@ pub enum RestoreError {
         /// Above which revision it should be.
         above: Revision,
     },
+    /// Nobody could do anything in it.
+    #[error(
+        "nobody could get in: all API tokens are revoked and no administrator has a password; \
+         give a new token with --bootstrap-token-file, or keep the old ones with --keep-tokens"
+    )]
+    LockedOut,
     /// There is nobody whose token it could be.
     #[error(
         "the state has no administrator for whom a token could be made; leave out --bootstrap-token-file"
@@ -104,6 +112,13 @@ impl State {
             None => None,
             Some(_) => Some(administrator(self).ok_or(RestoreError::NoAdmin)?),
         };
+
+        if !plan.keep_tokens
+            && admin.is_none()
+            && !administrators(self).any(|user| user.password_hash.is_some())
+        {
+            return Err(RestoreError::LockedOut);
+        }
 
         let mut state = self.clone();
         state.revision_base = base;
@@ -131,10 +146,12 @@ impl State {
 
 /// The new identity, and what is remembered of the old one.
 fn name(txn: &mut Txn<'_>, old: &Identity, plan: &Plan, state_revision: Revision) {
-    let before = txn.state().restored().map(|restored| restored.from.clone());
     let mut from = vec![old.cluster.clone()];
-    from.extend(before.unwrap_or_default());
-    from.truncate(MAX_LINEAGE);
+    from.extend_from_slice(txn.state().former_clusters());
+    if from.len() > MAX_LINEAGE {
+        // The first one stays: what agents run is named after it.
+        from.remove(MAX_LINEAGE - 1);
+    }
     let now = txn.now();
     let no_lease_before = if plan.old_cluster_is_dead {
         0
@@ -245,7 +262,12 @@ fn renew_tokens(txn: &mut Txn<'_>, plan: &Plan, admin: Option<UserName>) {
 
 /// Whose a new administrator's token is: the first user's, if that is one still.
 fn administrator(state: &State) -> Option<UserName> {
-    let admins = || state.users().values().filter(|user| user.role == Role::Admin);
-    let first = admins().find(|user| user.name.as_str() == "admin");
-    first.or_else(|| admins().next()).map(|user| user.name.clone())
+    let first = administrators(state).find(|user| user.name.as_str() == "admin");
+    first
+        .or_else(|| administrators(state).next())
+        .map(|user| user.name.clone())
+}
+
+fn administrators(state: &State) -> impl Iterator<Item = &Arc<User>> {
+    state.users().values().filter(|user| user.role == Role::Admin)
 }

@@ -385,6 +385,11 @@ impl State {
         self.restored.as_ref()
     }
 
+    /// The clusters that this one came from, the latest first and the very first last.
+    pub fn former_clusters(&self) -> &[ClusterId] {
+        self.restored.as_ref().map_or(&[], |restored| &restored.from)
+    }
+
     /// Until when no lease is granted, if that is later than `now`.
     pub fn leases_held_back(&self, now: u64) -> Option<u64> {
         let until = self.restored.as_ref()?.no_lease_before;

@@ -220,6 +220,14 @@ fn what_cannot_be_restored_is_refused() {
     };
     assert_eq!(empty.restored_as(&nothing).unwrap_err(), RestoreError::Empty);
     let world = told(&[]);
+    let nobody = Plan {
+        admin_token: None,
+        ..plan(&world.state, world.now)
+    };
+    assert_eq!(
+        world.state.restored_as(&nobody).unwrap_err(),
+        RestoreError::LockedOut
+    );
     let above = Revision((1 << 53) - 5);
     let exhausted = Plan {
         above,

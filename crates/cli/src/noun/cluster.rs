@@ -6,6 +6,7 @@ use regent_types::NodeId;
 use regent_types::cluster::{Cluster, Member};
 
 use crate::output::{self, Format, or_dash};
+use crate::recovery::{self, Backup};
 
 /// See the variants.
 #[derive(Debug, Subcommand)]
@@ -18,6 +19,12 @@ pub(crate) enum Command {
         #[arg(long)]
         to: Option<NodeId>,
     },
+    /// Write a backup: the whole state at one revision, from any node. It holds password hashes.
+    Backup(Backup),
+    /// Make a new cluster of one node from a backup, while no node runs on its data folder.
+    Restore(recovery::Restore),
+    /// Make a new cluster of one node from data folders that survived the loss of a quorum, while no node runs on them.
+    Recover(recovery::Recover),
 }
 
 const COLUMNS: [&str; 8] = [
@@ -50,6 +57,10 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
         // Also without a quorum: that is when it is needed most.
         Command::Status => show(&client.cluster().await?, format),
         Command::Transfer { to } => show(&client.transfer(to).await?, format),
+        Command::Backup(args) => recovery::backup(client, args, format).await,
+        Command::Restore(_) | Command::Recover(_) => {
+            unreachable!("these do not ask a cluster and are taken before")
+        }
     }
 }
 

@@ -120,7 +120,7 @@ fn terms() -> Terms {
         above: Revision(0),
         keep_tokens: false,
         old_cluster_is_dead: false,
-        admin_token: None,
+        admin_token: Some((regent_types::TokenId::new("fresh").unwrap(), [9; 32])),
     }
 }
 

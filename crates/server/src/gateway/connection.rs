@@ -450,6 +450,7 @@ impl Connection {
                         protocol: PROTOCOL,
                         node: self.identity.node,
                         features: Vec::new(),
+                        former_cluster_ids: state.former_clusters().to_vec(),
                     }),
                     wall,
                 );

@@ -8,7 +8,7 @@ use axum::response::Response;
 use regent_raft::{CallError, View};
 use regent_state::record::Role;
 use regent_types::cluster::{Cluster, Member, Transfer};
-use regent_types::{Code, Revision};
+use regent_types::{Code, Revision, Time};
 use tokio::time::{Instant, timeout};
 
 use super::caller::{Reading, Writing};
@@ -102,6 +102,11 @@ fn shown(service: &Service, view: &View) -> Cluster {
     let status = service.node().status();
     Cluster {
         cluster_id: status.cluster_id,
+        former_cluster_ids: view.state.former_clusters().to_vec(),
+        leases_held_back_until: view
+            .state
+            .leases_held_back(service.node().cluster_now())
+            .map(Time),
         node: status.node,
         leader: status.leader,
         term: status.term,

@@ -9,7 +9,8 @@ use regent_types::{ClusterId, Revision};
 pub struct Restored {
     /// The cluster that was made.
     pub cluster: ClusterId,
-    /// The clusters that it came from, the latest first: an agent of one of them may follow to this one.
+    /// The clusters that it came from, the latest first and the very first last: an agent of one of them may follow
+    /// to this one.
     pub from: Vec<ClusterId>,
     /// When.
     pub at: u64,
