@@ -76,6 +76,11 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_file: Option<PathBuf>,
+    /// File with a join token (`regent token create --join agent:ID`) that is exchanged at the first start for a token
+    /// of the agent's own, which is kept in the data folder.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join_token_file: Option<PathBuf>,
     /// What sessions run on [default: process].
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +249,7 @@ impl Settings for AgentConfig {
         "servers",
         "token",
         "token-file",
+        "join-token-file",
         "runtime",
         "replica",
         "lease-ttl",
@@ -291,8 +297,11 @@ impl AgentConfig {
     /// many shells have, must not contradict it.
     pub(crate) fn load(file: Option<&Path>, flags: Self) -> anyhow::Result<Self> {
         let (token, token_file) = (flags.token.is_some(), flags.token_file.is_some());
+        let join = flags.join_token_file.is_some();
         let mut config = load(file, flags)?;
-        if token_file {
+        if join {
+            (config.token, config.token_file) = (None, None);
+        } else if token_file {
             config.token = None;
         } else if token {
             config.token_file = None;

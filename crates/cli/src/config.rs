@@ -183,6 +183,23 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "ID=ADDR,...", value_parser = parse_members)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) members: Option<Members>,
+    /// Join the cluster that these nodes belong to, instead of founding one with --members. Only the first start asks
+    /// them; later it changes nothing.
+    #[arg(long, value_name = "URL,URL", conflicts_with = "members")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join: Option<String>,
+    /// File with the join token (`regent cluster add`), readable by its owner only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// Remove a voter that could not be reached for so long, without a person; off by default.
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remove_dead_after: Option<Span>,
+    /// As many voters stay when dead ones are removed [default: 3].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min_voters: Option<std::num::NonZeroUsize>,
     /// File with the secret that the nodes share; at least 16 characters, readable by its owner only.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -251,6 +268,10 @@ impl Settings for ServerConfig {
         "http",
         "peer",
         "members",
+        "join",
+        "join-token-file",
+        "remove-dead-after",
+        "min-voters",
         "cluster-secret-file",
         "advertise-http",
         "advertise-peer",

@@ -13,12 +13,14 @@ mod dev;
 pub mod fuzzing;
 mod hold;
 mod internal;
+mod join;
 mod lifeline;
 mod logging;
 mod noun;
 mod output;
 mod recovery;
 mod runtimes;
+mod secrets;
 mod server;
 
 use std::process::ExitCode;

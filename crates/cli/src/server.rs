@@ -1,5 +1,6 @@
 //! `regent server`: one node, until a signal ends it or it can no longer serve.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ServerConfig, UsageError, required, secret_file};
+use crate::join;
 use crate::lifeline::Lifeline;
 
 /// Shorter ones can be guessed.
@@ -31,7 +33,12 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     #[cfg(feature = "faults")]
     seed_fault()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
-    let options = options(&config)?;
+    let joined = tokio::select! {
+        joined = join::run(&config) => joined?,
+        () = signals.end() => return Ok(ExitCode::SUCCESS),
+        () = lifeline.ended() => return Ok(ExitCode::FAILURE),
+    };
+    let options = options(&config, joined)?;
     let node = options.node;
     raise_open_files();
     let server = tokio::select! {
@@ -77,21 +84,28 @@ fn raise_open_files() {
     }
 }
 
-fn options(config: &ServerConfig) -> anyhow::Result<Options> {
+/// `joined`: where the cluster's secret is, for a node that does not found its cluster.
+fn options(config: &ServerConfig, joined: Option<PathBuf>) -> anyhow::Result<Options> {
     let node = required(config.node_id, "node-id")?;
     let data = required(config.data.clone(), "data")?;
     let http = required(config.http, "http")?;
     let peer = required(config.peer, "peer")?;
-    let members = required(config.members.clone(), "members")?;
-    let secret_path = required(config.cluster_secret_file.as_deref(), "cluster-secret-file")?;
-    if !members.0.contains_key(&node.0) {
+    let members = match joined {
+        Some(_) => config.members.clone().unwrap_or_default(),
+        None => required(config.members.clone(), "members")?,
+    };
+    let secret_path = match joined.filter(|_| config.cluster_secret_file.is_none()) {
+        Some(kept) => kept,
+        None => required(config.cluster_secret_file.clone(), "cluster-secret-file")?,
+    };
+    if !members.0.is_empty() && !members.0.contains_key(&node.0) {
         return Err(UsageError(format!(
             "node {node} is not in the list of members {:?}",
             members.0
         ))
         .into());
     }
-    let secret = secret_file(secret_path)?;
+    let secret = secret_file(&secret_path)?;
     if secret.len() < MIN_SECRET {
         return Err(UsageError(format!(
             "the secret in {} has {} characters; it needs at least {MIN_SECRET}",
@@ -144,6 +158,10 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
                 SnapshotPolicy::every(entries.get())
             }),
         backups: backups(config)?,
+        remove_dead_after: config.remove_dead_after.map(Span::duration),
+        min_voters: config
+            .min_voters
+            .map_or(regent_server::DEFAULT_MIN_VOTERS, std::num::NonZeroUsize::get),
         memory: None,
         sockets: None,
         http_listener: None,

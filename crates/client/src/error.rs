@@ -67,6 +67,7 @@ impl Error {
                 | Code::TemplateNotFound
                 | Code::UserNotFound
                 | Code::TokenNotFound
+                | Code::MemberNotFound
                 | Code::MethodNotAllowed
                 | Code::WrongState
                 | Code::AlreadyExists

@@ -67,7 +67,7 @@ struct Board {
 }
 
 impl Published {
-    fn new(view: View) -> Self {
+    pub(crate) fn new(view: View) -> Self {
         Self(Arc::new(Board {
             revision: watch::Sender::new(view.revision),
             view: ArcSwap::from_pointee(view),

@@ -20,7 +20,9 @@ use crate::service::Service;
 /// The first user.
 const ADMIN: &str = "admin";
 /// What this version supports; see the feature level in `regent-state`.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
+pub(crate) const FEATURE_LEVEL: u32 = 2;
+/// Where every cluster begins; it is raised once all members have said that they can.
+const FIRST_LEVEL: u32 = 1;
 /// How long one try takes at most.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between tries.
@@ -75,7 +77,7 @@ async fn initialise(service: &Service) {
             .map(|token| (ids::token_id(), ids::secret_hash(token.trim())));
         let operation = Operation::InitCluster(InitCluster {
             cluster_id,
-            feature_level: FEATURE_LEVEL,
+            feature_level: FIRST_LEVEL,
             admin: UserName::new(ADMIN).expect("a word"),
             password_hash: password_hash.clone(),
             token,

@@ -74,8 +74,7 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
             EventRecord::ApiToken(token) => match &token.subject {
                 Subject::Agent(agent) => agents.insert(agent.clone()),
                 // An admin's token may carry any agent's connection.
-                Subject::User(_) => return None,
-                Subject::Join(_) => false,
+                Subject::User(_) | Subject::Join(_) => return None,
             },
             EventRecord::User(_) => return None,
             EventRecord::Session(_)

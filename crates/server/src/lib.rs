@@ -11,6 +11,7 @@
 mod activity;
 mod backups;
 mod bootstrap;
+mod describe;
 mod dispatch;
 mod follow;
 #[doc(hidden)]
@@ -18,12 +19,14 @@ pub mod fuzzing;
 mod gateway;
 mod http;
 mod ids;
+mod joining;
 mod keepalive;
 mod leader;
 mod lease_clock;
 #[cfg(test)]
 mod lease_simulation;
 mod listener;
+mod membership;
 mod options;
 mod peer;
 mod presence;
@@ -33,9 +36,10 @@ mod server;
 mod service;
 mod waiting;
 
+pub use joining::{JoinError, Joining};
 pub use options::{
-    BackupSchedule, DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy,
-    Sockets,
+    BackupSchedule, DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk,
+    Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

@@ -19,6 +19,9 @@ pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// After how long without one an agent is offline, unless told otherwise.
 pub const DEFAULT_STALE_AFTER: Duration = Duration::from_secs(30);
 
+/// How many voters stay at least when dead ones are removed, unless told otherwise.
+pub const DEFAULT_MIN_VOTERS: usize = 3;
+
 /// Everything that one node needs to know.
 pub struct Options {
     /// This node's id; it must be in `members` at the first start.
@@ -55,6 +58,10 @@ pub struct Options {
     pub snapshots: SnapshotPolicy,
     /// Backups on a schedule, if any.
     pub backups: Option<BackupSchedule>,
+    /// After how long without a sign of life a voter is removed without a person; never when absent.
+    pub remove_dead_after: Option<Duration>,
+    /// How many voters stay at least when dead ones are removed.
+    pub min_voters: usize,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
@@ -96,6 +103,8 @@ impl Options {
             memory: None,
             snapshots: SnapshotPolicy::default(),
             backups: None,
+            remove_dead_after: None,
+            min_voters: DEFAULT_MIN_VOTERS,
             sockets: None,
             http_listener: None,
             peer_listener: None,

@@ -13,7 +13,8 @@ use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
 use crate::{
-    activity, backups, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting,
+    activity, backups, bootstrap, describe, dispatch, gateway, http, keepalive, listener, membership, peer,
+    reconcile, waiting,
 };
 
 /// How long agents may take to be let go, their disconnects written.
@@ -98,7 +99,7 @@ impl Server {
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
-        leader.attach(node.clone());
+        leader.attach(node.clone(), options.data.clone());
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -114,6 +115,8 @@ impl Server {
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
         tasks.spawn(backups::run(service.clone(), stop.clone()));
+        tasks.spawn(describe::run(service.clone(), stop.clone()));
+        tasks.spawn(membership::run(service.clone(), stop.clone()));
         tasks.close();
 
         let router = http::router(service.clone());

@@ -14,6 +14,7 @@ use regent_types::{NodeId, Time};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::describe::Descriptions;
 use crate::gateway::Registry;
 use crate::options::Options;
 use crate::waiting::Waiters;
@@ -39,6 +40,7 @@ struct Inner {
     activity: activity::Handle,
     registry: Registry,
     waiters: Waiters,
+    descriptions: Descriptions,
     stop: CancellationToken,
     draining: AtomicBool,
 }
@@ -70,6 +72,7 @@ impl Service {
             leases,
             activity,
             registry: Registry::default(),
+            descriptions: Descriptions::default(),
             stop,
             draining: AtomicBool::new(false),
         };
@@ -106,6 +109,11 @@ impl Service {
     /// Those who wait for leases at this node.
     pub(crate) fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    /// What the nodes said of themselves.
+    pub(crate) fn descriptions(&self) -> &Descriptions {
+        &self.inner.descriptions
     }
 
     /// Cancelled when the node stops; long-lived answers (event streams) end then.

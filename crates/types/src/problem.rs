@@ -31,6 +31,8 @@ pub enum Code {
     UserNotFound,
     /// 404: no such API token.
     TokenNotFound,
+    /// 404: no such member.
+    MemberNotFound,
     /// 405: the route does not take this method.
     MethodNotAllowed,
     /// 409: the record is in a state that does not allow it.
@@ -83,7 +85,8 @@ impl Code {
             | Self::LeaseNotFound
             | Self::TemplateNotFound
             | Self::UserNotFound
-            | Self::TokenNotFound => 404,
+            | Self::TokenNotFound
+            | Self::MemberNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::WrongState | Self::AlreadyExists | Self::LeaseHeld | Self::LeaseLost => 409,
             Self::Gone => 410,
@@ -117,6 +120,7 @@ impl Code {
             Self::TemplateNotFound => "No such template",
             Self::UserNotFound => "No such user",
             Self::TokenNotFound => "No such token",
+            Self::MemberNotFound => "No such member",
             Self::MethodNotAllowed => "Method not allowed",
             Self::WrongState => "Wrong state",
             Self::AlreadyExists => "Already exists",

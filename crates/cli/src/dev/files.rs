@@ -1,8 +1,7 @@
 //! The data folder of `regent dev`: secrets, `dev.json`, logs, and a folder for each process.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::ports::{self, Ports};
 use crate::agent_config::RuntimeKind;
 use crate::config::LogStore;
+use crate::secrets::write_secret;
 
 /// Where the first node is served when nothing else is asked for.
 const DEFAULT_HTTP_PORT: u16 = 8000;
@@ -298,20 +298,6 @@ impl Folder {
     pub(super) fn write(&self, file: &DevFile) -> anyhow::Result<()> {
         write_secret(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
     }
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    let aside = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn program() -> anyhow::Result<String> {

@@ -155,7 +155,7 @@ async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> 
             .create_agent_token(&agent)
             .await
             .context("the agent's token cannot be made")?;
-        files::write_secret(&token_file, &token.token.context("the answer holds no token")?)?;
+        crate::secrets::write_secret(&token_file, &token.token.context("the answer holds no token")?)?;
     }
     let mut process = AgentProcess {
         id: agent.clone(),

@@ -15,7 +15,7 @@ use regent_types::ClusterId;
 use super::{Founded, Founder, OfflineError, Terms, failed};
 use crate::BackupInfo;
 use crate::config::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership, Vote};
-use crate::identity::{Incarnation, Record, Settled, Settlement, new_cluster_id};
+use crate::identity::{Record, Settled, Settlement, new_cluster_id};
 use crate::log::{self, Log};
 use crate::offload::Offload;
 use crate::snapshot::SnapshotStore;
@@ -111,18 +111,17 @@ fn place(founder: &Founder, last: Option<LogId>, voted: u64) -> LogId {
 
 /// Who the node is: the only one that founded its cluster.
 fn identity(founder: &Founder) -> Record {
-    let incarnation = Incarnation::random();
+    let record = Record::new(founder.node);
     let settled = Settled {
-        incarnation,
+        incarnation: record.incarnation,
         member: member(founder),
     };
     Record {
-        node: founder.node.0,
-        incarnation,
         settlement: Some(Settlement {
             cluster: new_cluster_id(),
             members: BTreeMap::from([(founder.node.0, settled)]),
         }),
+        ..record
     }
 }
 

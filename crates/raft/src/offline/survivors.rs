@@ -119,7 +119,7 @@ impl Survivor {
             path: data.to_owned(),
             source,
         };
-        let record = start::stored_record(log, data)?;
+        let record = start::whose(log, data)?;
         let formed = record.and_then(|Record { node, settlement, .. }| Some((node, settlement?)));
         let (node, settlement) = formed.ok_or_else(|| OfflineError::NeverFormed(data.to_owned()))?;
         let vote: Option<Vote> = log.read_vote().await.map_err(replay)?;

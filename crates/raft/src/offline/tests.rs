@@ -31,12 +31,12 @@ impl Left {
             member: Member::default(),
         };
         let record = Record {
-            node,
             incarnation: Incarnation([1; 16]),
             settlement: Some(Settlement {
                 cluster: "old".to_owned(),
                 members: (1..=3).map(|id| (id, settled(id))).collect(),
             }),
+            ..Record::new(NodeId(node))
         };
         start::store_record(&log, &record).await.unwrap();
         log.save_vote(&Vote::new(vote, node)).await.unwrap();
@@ -223,7 +223,7 @@ async fn a_recovered_cluster_has_the_whole_log_and_begins_above_it() {
 
         // As the node will find it.
         let mut log = Log::open(log::open(&data, store).unwrap()).unwrap();
-        let record = start::stored_record(&log, &data).unwrap().unwrap();
+        let record = start::whose(&log, &data).unwrap().unwrap();
         let settlement = record.settlement.unwrap();
         assert_eq!(
             (record.node, settlement.cluster.as_str()),

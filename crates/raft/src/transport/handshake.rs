@@ -212,19 +212,22 @@ mod tests {
 
     use super::*;
     use crate::identity::Record;
+    use crate::machine::{Published, View};
+    use crate::roster::Roster;
     use crate::sockets::Tcp;
 
     fn identity(node: u64) -> Identity {
         let members: BTreeMap<NodeId, String> =
             [(NodeId(1), "a".to_owned()), (NodeId(2), "b".to_owned())].into();
-        let record = Record {
-            node,
-            incarnation: Incarnation::random(),
-            settlement: None,
-        };
+        let roster = Roster::new(Published::new(View {
+            state: regent_state::State::new(),
+            revision: regent_types::Revision(0),
+            applied_index: 0,
+        }));
         Identity::new(
-            record,
+            Record::new(NodeId(node)),
             members,
+            roster,
             ClusterSecret::new("the secret of this cluster").unwrap(),
             Arc::new(Tcp),
         )

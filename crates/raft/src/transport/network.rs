@@ -16,7 +16,7 @@ use regent_types::NodeId;
 use tokio::time::Instant;
 
 use super::channel::Failure;
-use super::peers::Peers;
+use super::peers::{Peer, Peers};
 use super::replicate::LogLink;
 use super::wire::{Request, Response};
 use crate::config::{LeaderId, Member, TypeConfig, Vote};
@@ -41,17 +41,14 @@ pub(crate) struct Factory {
 impl Factory {
     fn client(&self, target: u64, node: &Member, heartbeat: bool) -> Network {
         let target = NodeId(target);
-        let addr = self
-            .peers
-            .get(target)
-            .map_or_else(|| node.peer.clone(), |peer| peer.addr());
+        // Consensus may name a member before anybody else here has heard of it.
+        let peer = self.peers.ensure(target, &node.peer);
         Network {
             identity: self.identity.clone(),
-            peers: self.peers.clone(),
             target,
             log: (!heartbeat)
-                .then(|| LogLink::new(self.identity.clone(), target, addr.clone(), self.patience)),
-            addr,
+                .then(|| LogLink::new(self.identity.clone(), target, peer.addrs.clone(), self.patience)),
+            peer,
         }
     }
 }
@@ -71,9 +68,8 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
 /// What one task of openraft talks to one peer through.
 pub(crate) struct Network {
     identity: Arc<Identity>,
-    peers: Arc<Peers>,
     target: NodeId,
-    addr: String,
+    peer: Arc<Peer>,
     /// Its own ordered connection for the log; a heartbeat goes over the control connection instead.
     log: Option<LogLink>,
 }
@@ -89,10 +85,7 @@ impl Network {
         action: RPCTypes,
         option: &RPCOption,
     ) -> Result<Response, RpcError> {
-        let peer = self
-            .peers
-            .get(self.target)
-            .ok_or_else(|| unreachable("not a member"))?;
+        let peer = &self.peer;
         let ttl = option.soft_ttl();
         match peer.control.call(request, Instant::now() + ttl).await {
             Ok(Response::Failed(why)) => Err(RPCError::Network(NetworkError::from_string(why))),
@@ -179,7 +172,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let sending = super::snapshot::send(&self.identity, self.target, &self.addr, vote, snapshot, option);
+        let addr = self.peer.addrs.current();
+        let sending = super::snapshot::send(&self.identity, self.target, &addr, vote, snapshot, option);
         tokio::select! {
             result = sending => result,
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -112,7 +112,8 @@ fn find(state: &State, hash: &[u8; 32], now: u64) -> Option<Identity> {
     })
 }
 
-fn presented(headers: &HeaderMap) -> Result<String> {
+/// The token that comes with a request.
+pub(super) fn presented(headers: &HeaderMap) -> Result<String> {
     let missing = || {
         Failure::new(
             Code::Unauthenticated,

@@ -262,7 +262,7 @@ fn not_found_code(noun: Noun) -> Code {
         Noun::Template => Code::TemplateNotFound,
         Noun::User => Code::UserNotFound,
         Noun::Token => Code::TokenNotFound,
-        Noun::Member => Code::RouteNotFound,
+        Noun::Member => Code::MemberNotFound,
     }
 }
 

@@ -243,6 +243,7 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
             state.user(name).map_or(Role::User, |user| self::role(user.role)),
         ),
         record::Subject::Agent(id) => (None, Some(id.clone()), Role::Agent),
+        // What it may do is less than any role.
         record::Subject::Join(_) => (None, None, Role::Agent),
     };
     ApiToken {
@@ -250,6 +251,10 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
         token: None,
         user,
         agent_id,
+        join: match &record.subject {
+            record::Subject::Join(scope) => Some(scope.to_string()),
+            record::Subject::User(_) | record::Subject::Agent(_) => None,
+        },
         role,
         description: record.description.clone(),
         created_at: Time(record.created_at),
@@ -270,6 +275,16 @@ fn restored(record: &record::Restored) -> Value {
     })
 }
 
+/// A member as the table of members has it.
+fn member(record: &record::Member) -> Value {
+    json!({
+        "id": record.id,
+        "peer": record.peer,
+        "http": record.http,
+        "removed": !record.is_live(),
+    })
+}
+
 /// An event, the same whatever state a node has reached.
 pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::event::Event {
     let record = match &event.record {
@@ -283,7 +298,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
-        EventRecord::Member(record) => json!({ "id": record.id, "peer": record.peer, "http": record.http }),
+        EventRecord::Member(record) => value(&member(record)),
         EventRecord::Restored(record) => restored(record),
     };
     regent_types::event::Event {
@@ -332,7 +347,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 29] = [
+const KINDS: [EventKind; 32] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -361,6 +376,9 @@ const KINDS: [EventKind; 29] = [
     EventKind::TokenDeleted,
     EventKind::LeaseQueued,
     EventKind::LeaseLeft,
+    EventKind::MemberAdded,
+    EventKind::MemberUpdated,
+    EventKind::MemberRemoved,
     EventKind::ClusterRestored,
 ];
 

@@ -1,0 +1,96 @@
+//! Joining: a node's first start in a cluster that is there already, and an agent that fetches its token.
+//!
+//! Both bring a join token, once, and keep what they got for it in their data folder. A start that finds it there asks
+//! nobody.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use regent_client::{Client, Error};
+use regent_server::Joining;
+use regent_types::AgentId;
+
+use crate::config::{ServerConfig, UsageError, required, secret_file};
+use crate::secrets::write_secret;
+
+/// Where a node that joined keeps the cluster's secret.
+const CLUSTER_SECRET: &str = "cluster-secret";
+/// Where an agent keeps the token that it fetched.
+const AGENT_TOKEN: &str = "token";
+/// How long the cluster may take to admit a node.
+const ADMIT_WITHIN: Duration = Duration::from_secs(60);
+
+/// Joins, if that is asked for and not done already; gives where the cluster's secret is kept. `None`: this node
+/// founds its cluster.
+pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>> {
+    let Some(servers) = &config.join else {
+        if config.join_token_file.is_some() {
+            return Err(UsageError(
+                "join-token-file is set, but not whom to join: give --join URL,URL".to_owned(),
+            )
+            .into());
+        }
+        return Ok(None);
+    };
+    if config.members.is_some() {
+        return Err(UsageError(
+            "members and join are both set: the first founds a cluster, the second joins one; keep one"
+                .to_owned(),
+        )
+        .into());
+    }
+    let node = required(config.node_id, "node-id")?;
+    let data = required(config.data.clone(), "data")?;
+    let (http, peer) = (required(config.http, "http")?, required(config.peer, "peer")?);
+    let http = config
+        .advertise_http
+        .clone()
+        .unwrap_or_else(|| format!("http://{http}"));
+    let peer = config.advertise_peer.clone().unwrap_or_else(|| peer.to_string());
+    let store = config.log_store.unwrap_or_default().into();
+    let kept = data.join(CLUSTER_SECRET);
+
+    let mut joining = Joining::open(&data, store, node)
+        .await
+        .with_context(|| format!("node {node} cannot join"))?;
+    if joining.cluster().is_none() {
+        let token = required(config.join_token_file.as_deref(), "join-token-file")?;
+        let client = Client::new(servers.split(','), Some(secret_file(token)?))?.with_deadline(ADMIT_WITHIN);
+        let joined = client
+            .join(&joining.request(&peer, &http))
+            .await
+            .with_context(|| format!("node {node} was not admitted"))?;
+        // The secret first: what is settled asks nobody again.
+        write_secret(&kept, &joined.cluster_secret)?;
+        joining.admitted(&joined).await?;
+    }
+    joining.close().await;
+    Ok(Some(kept))
+}
+
+/// The token of an agent that was given a join token: fetched at its first start, kept from then on. Replicas that
+/// share a data folder share it.
+pub(crate) async fn agent_token(
+    servers: &[String],
+    agent: &AgentId,
+    data: &Path,
+    join_token: &Path,
+) -> anyhow::Result<String> {
+    let kept = data.join(AGENT_TOKEN);
+    if kept.exists() {
+        return secret_file(&kept);
+    }
+    std::fs::create_dir_all(data).with_context(|| format!("{} cannot be made", data.display()))?;
+    let client = Client::new(servers, Some(secret_file(join_token)?))?;
+    match client.enrol_agent(agent).await {
+        Ok(token) => {
+            let secret = token.token.context("the answer holds no token")?;
+            write_secret(&kept, &secret)?;
+            Ok(secret)
+        }
+        // Another replica of this host was first.
+        Err(Error::Problem(_)) if kept.exists() => secret_file(&kept),
+        Err(error) => Err(error).with_context(|| format!("agent {agent} got no token for its join token")),
+    }
+}
