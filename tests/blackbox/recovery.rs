@@ -16,9 +16,6 @@ use crate::workload::{process_of, running_sessions};
 const BASE_STEP: u64 = 1 << 40;
 const NEW_TOKEN: &str = "the-new-administrators-token";
 
-/// The id of nodes of restored clusters: none of the old ones.
-const NEW_NODE: &str = "7";
-
 /// A cluster with something of everything, and what it was.
 struct Past {
     dev: Dev,
@@ -27,10 +24,12 @@ struct Past {
     /// Of a command that was open when the backup was taken.
     open: String,
     user: Api,
+    /// The id of the new cluster's node.
+    new_node: &'static str,
 }
 
 impl Past {
-    async fn new() -> Self {
+    async fn new(new_node: &'static str) -> Self {
         let dev = Dev::start();
         let sessions = running_sessions(&dev.client(), "sleep", 2).await;
         let api = dev.api(0);
@@ -47,6 +46,7 @@ impl Past {
             lease_token: granted["token"].as_u64().unwrap(),
             open,
             user,
+            new_node,
             dev,
         }
     }
@@ -68,7 +68,7 @@ impl Past {
         vec![
             data,
             "--node-id",
-            NEW_NODE,
+            self.new_node,
             "--peer",
             flag(command, "--peer"),
             "--http",
@@ -79,8 +79,8 @@ impl Past {
     /// Starts that node.
     async fn start(&mut self, data: &Path) {
         let command = &mut self.dev.file.nodes[0].command;
-        let members = format!("{NEW_NODE}={}", flag(command, "--peer"));
-        set(command, "--node-id", NEW_NODE);
+        let members = format!("{}={}", self.new_node, flag(command, "--peer"));
+        set(command, "--node-id", self.new_node);
         set(command, "--data", data.to_str().unwrap());
         set(command, "--members", &members);
         self.dev.restart_node(0);
@@ -153,7 +153,7 @@ async fn acquire(api: &Api, name: &str) -> crate::wire::Answer {
 
 #[tokio::test]
 async fn a_backup_makes_a_cluster_that_says_nothing_twice_and_grants_nothing_too_early() {
-    let mut past = Past::new().await;
+    let mut past = Past::new("7").await;
     past.user.get("cluster/backup").await.problem(403, "forbidden");
     let nobody = past.user.with_token("");
     nobody.get("cluster/backup").await.problem(401, "unauthenticated");
@@ -318,7 +318,7 @@ impl Past {
 
 #[tokio::test]
 async fn a_cluster_is_recovered_from_one_folder_of_three_and_the_old_nodes_stay_out() {
-    let mut past = Past::new().await;
+    let mut past = Past::new("1").await;
     let survivor = past.dev.file.nodes[0].data.clone();
     let folder = survivor.to_str().unwrap().to_owned();
     refused(
@@ -427,7 +427,7 @@ async fn a_cluster_is_recovered_from_one_folder_of_three_and_the_old_nodes_stay_
     })
     .await;
 
-    // Node 3 finds the new cluster where node 1 was.
+    // Node 3 finds the new cluster where node 1 was, under its id.
     past.dev.restart_node(2);
     let log = past.path("node-2.again.log");
     let new_id = recovered["made"]["clusterId"].as_str().unwrap();
@@ -439,11 +439,41 @@ async fn a_cluster_is_recovered_from_one_folder_of_three_and_the_old_nodes_stay_
     .await;
     let cluster = client.cluster().await.unwrap();
     assert_eq!(cluster.members.len(), 1, "{cluster:?}");
+
+    // Its machine takes part again as a new node.
+    past.dev.kill_node(2);
+    let token = done(&past.dev, &["cluster", "add"]);
+    let token_file = past.path("join.token");
+    fs::write(&token_file, token["token"].as_str().unwrap()).unwrap();
+    restrict(&token_file);
+    let (data, server) = (past.path("joined"), past.dev.file.nodes[0].http.clone());
+    let command = &mut past.dev.file.nodes[2].command;
+    set(command, "--node-id", "8");
+    set(command, "--data", data.to_str().unwrap());
+    let at = command.iter().position(|word| word == "--members").unwrap();
+    command.drain(at..at + 2);
+    let joins = [
+        "--join",
+        &server,
+        "--join-token-file",
+        token_file.to_str().unwrap(),
+    ];
+    command.extend(joins.map(str::to_owned));
+    past.dev.restart_node(2);
+    let joined = past.dev.client_of(2);
+    eventually("the session on the node that joined", || async {
+        joined.readyz().await.ok()?;
+        joined.session(&last.name).await.ok()
+    })
+    .await;
+    let cluster = joined.cluster().await.unwrap();
+    assert_eq!(cluster.cluster_id.unwrap().as_str(), new_id);
+    assert_eq!(cluster.members.len(), 2);
 }
 
 #[tokio::test]
 async fn backups_on_a_schedule_are_kept_in_number_and_can_be_restored() {
-    let mut past = Past::new().await;
+    let mut past = Past::new("7").await;
     let folder = past.path("backups");
     past.dev.kill_node(1);
     let more = [
