@@ -311,7 +311,7 @@ impl Dev {
         self.folder.take().expect("kept until the end")
     }
 
-    fn spawn(&self, name: &str, command: &[String]) -> u32 {
+    pub(crate) fn spawn(&self, name: &str, command: &[String]) -> u32 {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -336,7 +336,19 @@ impl Dev {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn reap(&self, name: &str) {
+    /// The process that a test started under this name.
+    pub(crate) fn pid_of(&self, name: &str) -> Option<u32> {
+        self.children().get(name).map(Child::id)
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self, name: &str, pid: u32) -> bool {
+        let mut children = self.children();
+        let child = children.get_mut(name).filter(|child| child.id() == pid);
+        child.is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
+    pub(crate) fn reap(&self, name: &str) {
         if let Some(mut child) = self.children().remove(name) {
             let _ = child.wait();
         }

@@ -301,6 +301,11 @@ impl Identity {
         settled.map(|id| NodeId(*id)).collect()
     }
 
+    /// Whether a node was a member, and is none any more.
+    pub(crate) fn was_removed(&self, node: NodeId) -> bool {
+        self.roster.standing(node) == Standing::Removed
+    }
+
     /// Where the settlement says that a node is.
     pub(crate) fn settled_address(&self, node: NodeId) -> Option<String> {
         let record = self.record.load();
@@ -410,12 +415,11 @@ impl Identity {
             Standing::Unknown => settled(),
             Standing::Removed => None,
         };
+        let at = self.roster.revision();
         match known {
-            None => Err(Refusal::NotAMemberAt {
-                node,
-                cluster,
-                at: self.roster.revision(),
-            }),
+            // It has joined and has not caught up: who came after it is not known here yet.
+            None if at < Revision(self.record.load().joined.unwrap_or(0)) => Err(Refusal::NotSettled),
+            None => Err(Refusal::NotAMemberAt { node, cluster, at }),
             Some(known) if known == given => Ok(()),
             Some(known) => Err(Refusal::Forgotten {
                 node,

@@ -24,6 +24,8 @@ use crate::service::Service;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_millis(500);
+/// Steps at a time: a cluster that was just formed writes down all its members.
+const MAX_STEPS: usize = 16;
 /// How long one step may take; it is done again if it was not.
 const STEP_WITHIN: Duration = Duration::from_secs(10);
 /// How long a node must have been healthy and caught up before it gets a vote by itself.
@@ -139,21 +141,27 @@ async fn look(service: &Service, consensus: &Consensus, health: &mut Health) {
         let described = service.descriptions().of(id);
         described.map(|description| description.supports)
     };
-    let view = node.view();
-    let Some(step) = next(
-        &view.state,
-        consensus,
-        health,
-        (service.id(), now),
-        supports,
-        burial,
-    ) else {
-        return;
-    };
-    tracing::info!(?step, "the members are to change");
-    let done = act(service, &view.state, step.clone()).await;
-    if let Err(why) = done {
-        tracing::warn!(?step, %why, "a change of the members was not done; it is tried again");
+    for _ in 0..MAX_STEPS {
+        let view = node.view();
+        let Some(step) = next(
+            &view.state,
+            consensus,
+            health,
+            (service.id(), now),
+            supports,
+            burial,
+        ) else {
+            return;
+        };
+        tracing::info!(?step, "the members are to change");
+        if let Err(why) = act(service, &view.state, step.clone()).await {
+            tracing::warn!(?step, %why, "a change of the members was not done; it is tried again");
+            return;
+        }
+        // After a change of consensus what is known of it is old.
+        if !matches!(step, Step::Record(_) | Step::Raise(_)) {
+            return;
+        }
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Member {
     /// Whether it has a vote.
     #[serde(default)]
     pub voter: bool,
+    /// Since when it is a member; absent before the cluster has written that down, a second after its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// Where its REST API is.
     pub http: String,
     /// Where its peer port is.

@@ -29,6 +29,9 @@ const MAX_CONNECTIONS: usize = 256;
 /// Requests of one connection that are worked on at once; more are answered `Busy`.
 const MAX_CONCURRENT: usize = 512;
 
+/// How often it is looked whether a connected peer is still a member.
+const RECHECK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Different refusals remembered so that each is logged once.
 const MAX_REMEMBERED: usize = 64;
 
@@ -112,6 +115,22 @@ async fn serve(stream: Stream, identity: &Identity, host: Arc<impl Host>) -> Lin
         Ok(accepted) => accepted,
         Err(error) => return error,
     };
+    let peer = connection.peer;
+    let served = serve_purpose(connection, purpose, host);
+    tokio::select! {
+        error = served => error,
+        () = removed(identity, peer) => LinkError::Closed,
+    }
+}
+
+/// Returns once the peer is no member any more: its connections were made before, and it is told when it makes new ones.
+async fn removed(identity: &Identity, peer: NodeId) {
+    while !identity.was_removed(peer) {
+        tokio::time::sleep(RECHECK).await;
+    }
+}
+
+async fn serve_purpose(connection: Connection, purpose: Purpose, host: Arc<impl Host>) -> LinkError {
     let peer = connection.peer;
     match purpose {
         Purpose::Identity | Purpose::Control | Purpose::Work => {

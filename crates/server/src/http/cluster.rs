@@ -130,6 +130,7 @@ pub(super) fn shown(service: &Service, view: &View) -> Cluster {
                 id: member.id,
                 role: member.role.as_str().to_owned(),
                 voter: member.voter,
+                since: view.state.member(member.id).map(|known| Time(known.since)),
                 version: Some(described.version).filter(|version| !version.is_empty()),
                 disk_free: described.disk_free,
                 disk_total: described.disk_total,

@@ -56,6 +56,19 @@ pub(super) async fn join(
             "this takes a join token; an admin makes one with `regent cluster add`",
         ));
     }
+    // A new node must be told of all.
+    let status = service.node().status();
+    if let Some(unknown) = status
+        .members
+        .iter()
+        .find(|member| view.state.member(member.id).is_none())
+    {
+        let what = format!(
+            "node {} is not in the table of members yet; try again in a moment",
+            unknown.id
+        );
+        return Err(Failure::new(Code::NoLeader, what));
+    }
     let headers = request.headers().clone();
     let body: Join = body::parse(&headers, &body::read(request).await?)?;
     let operation = Operation::AdmitMember(AdmitMember {
