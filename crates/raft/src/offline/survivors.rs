@@ -248,11 +248,9 @@ impl Survivors {
         let known = chosen.committed.map_or(0, |position| position.index);
         if let Some(last) = chosen.last.filter(|last| last.index > known) {
             words.push(format!(
-                "Entries {} to {} come after the last one that node {} knew to be acknowledged. They may have been \
-                 or not; they are kept.",
-                known + 1,
-                last.index,
-                chosen.node
+                "What comes after entry {known}, the last one that node {} knew to be acknowledged, up to entry {} may \
+                 have been acknowledged or not; it is kept.",
+                chosen.node, last.index
             ));
         }
         for other in &self.all {

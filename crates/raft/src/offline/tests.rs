@@ -192,7 +192,7 @@ async fn the_later_leadership_counts_for_more_than_the_longer_log() {
     let words = survivors.losses().join("\n");
     for word in [
         "majority of the voters are here (without node 3)",
-        "Entries 12 to 13 come after the last one that node 2 knew",
+        "after entry 11, the last one that node 2 knew to be acknowledged, up to entry 13",
         "The log of node 1 ends in an older leadership, at index 20 of term 3",
     ] {
         assert!(words.contains(word), "{word} is not in: {words}");
