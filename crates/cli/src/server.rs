@@ -23,7 +23,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// How often backups are made when nothing else is said.
-const BACKUP_EVERY: Duration = Duration::from_secs(60 * 60);
+const BACKUP_EVERY: Duration = Duration::from_hours(1);
 /// How many are kept when nothing else is said: a day of them.
 const BACKUP_KEEP: u32 = 24;
 

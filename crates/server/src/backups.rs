@@ -17,7 +17,7 @@ use crate::options::{BackupSchedule, millis};
 use crate::service::{Service, wall_now};
 
 /// How often the folder is looked at; a backup is at most so much late.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_mins(1);
 /// Extension of a backup.
 const BACKUP: &str = "backup";
 /// Extension of one that is being written.

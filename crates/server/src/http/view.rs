@@ -264,7 +264,7 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
 
 /// How the cluster came out of another one's state.
 fn restored(record: &record::Restored) -> Value {
-    let held_back = (record.no_lease_before > 0).then(|| Time(record.no_lease_before));
+    let held_back = (record.no_lease_before > 0).then_some(Time(record.no_lease_before));
     json!({
         "clusterId": record.cluster,
         "formerClusterIds": record.from,
