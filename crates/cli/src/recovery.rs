@@ -21,7 +21,7 @@ use crate::config::{LogStore, UsageError, secret_file};
 use crate::output::{self, Format, or_dash};
 
 /// A stream of which nothing comes for so long is given up.
-const STALLED: Duration = Duration::from_secs(60);
+const STALLED: Duration = Duration::from_mins(1);
 
 /// See [`backup`].
 #[derive(Debug, clap::Args)]
@@ -166,7 +166,7 @@ pub(crate) async fn restore(args: Restore, format: Format) -> anyhow::Result<()>
     let (founder, terms) = args.new.plan(args.data)?;
     let founded = recovery::restore(&args.file, &founder, &terms).await?;
     told(format, &Made::of(&founded), || {
-        say_founded(&founded, &founder, &args.new)
+        say_founded(&founded, &founder, &args.new);
     })
 }
 
