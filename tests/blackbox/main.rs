@@ -26,6 +26,7 @@ mod nothing_left;
 mod openapi;
 mod placement;
 mod process;
+mod recovery;
 mod replicas;
 mod smoke;
 mod steady;

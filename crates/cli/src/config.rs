@@ -230,6 +230,19 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stale_after: Option<Span>,
+    /// Folder for backups on a schedule, made by every node that has this setting. Nodes that share a folder make one
+    /// between them.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_dir: Option<PathBuf>,
+    /// How long after the newest backup in it the next one is made [default: 1h].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_every: Option<Span>,
+    /// How many backups are kept in it [default: 24].
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_keep: Option<std::num::NonZeroU32>,
     /// File with the first admin token; read on the very first start only.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -266,6 +279,9 @@ impl Settings for ServerConfig {
         "snapshot-every",
         "heartbeat",
         "stale-after",
+        "backup-dir",
+        "backup-every",
+        "backup-keep",
         "bootstrap-token-file",
         "bootstrap-password-file",
     ];

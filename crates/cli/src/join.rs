@@ -19,7 +19,7 @@ const CLUSTER_SECRET: &str = "cluster-secret";
 /// Where an agent keeps the token that it fetched.
 const AGENT_TOKEN: &str = "token";
 /// How long the cluster may take to admit a node.
-const ADMIT_WITHIN: Duration = Duration::from_secs(60);
+const ADMIT_WITHIN: Duration = Duration::from_mins(1);
 
 /// Joins, if that is asked for and not done already; gives where the cluster's secret is kept. `None`: this node
 /// founds its cluster.

@@ -18,6 +18,7 @@ mod lifeline;
 mod logging;
 mod noun;
 mod output;
+mod recovery;
 mod runtimes;
 mod secrets;
 mod server;

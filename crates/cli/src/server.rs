@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_server::{Options, Server, SnapshotPolicy};
+use regent_server::{BackupSchedule, Options, Server, SnapshotPolicy};
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,6 +21,11 @@ const MIN_SECRET: usize = 16;
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// After how long without one an agent is offline when nothing else is said.
 const STALE_AFTER: Duration = Duration::from_secs(30);
+
+/// How often backups are made when nothing else is said.
+const BACKUP_EVERY: Duration = Duration::from_hours(1);
+/// How many are kept when nothing else is said: a day of them.
+const BACKUP_KEEP: u32 = 24;
 
 /// Runs the node.
 pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
@@ -152,6 +157,7 @@ fn options(config: &ServerConfig, joined: Option<PathBuf>) -> anyhow::Result<Opt
             .map_or_else(SnapshotPolicy::default, |entries| {
                 SnapshotPolicy::every(entries.get())
             }),
+        backups: backups(config)?,
         remove_dead_after: config.remove_dead_after.map(Span::duration),
         min_voters: config
             .min_voters
@@ -161,6 +167,25 @@ fn options(config: &ServerConfig, joined: Option<PathBuf>) -> anyhow::Result<Opt
         http_listener: None,
         peer_listener: None,
     })
+}
+
+/// Backups on a schedule; a setting that does nothing alone is a mistake.
+fn backups(config: &ServerConfig) -> anyhow::Result<Option<BackupSchedule>> {
+    let Some(folder) = config.backup_dir.clone() else {
+        return match (config.backup_every, config.backup_keep) {
+            (None, None) => Ok(None),
+            _ => Err(UsageError(
+                "backup-every and backup-keep do nothing without backup-dir: give --backup-dir".to_owned(),
+            )
+            .into()),
+        };
+    };
+    let keep = config.backup_keep.map_or(BACKUP_KEEP, std::num::NonZeroU32::get);
+    Ok(Some(BackupSchedule {
+        folder,
+        every: config.backup_every.map_or(BACKUP_EVERY, Span::duration),
+        keep: usize::try_from(keep).unwrap_or(usize::MAX),
+    }))
 }
 
 /// The signals that end a process in order.

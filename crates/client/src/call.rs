@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use regent_types::cluster::INDEX_HEADER;
 use regent_types::{Code, Problem, Revision};
 use reqwest::header::{ETAG, HeaderMap, HeaderValue};
@@ -363,6 +365,37 @@ impl Client {
         if let Some(id) = last_id {
             request = request.header("Last-Event-ID", id);
         }
+        self.opened(request, server).await
+    }
+
+    /// Asks one server after the other for an answer that is read as it comes, without a bound on how long it lasts.
+    pub(crate) async fn download(
+        &self,
+        call: &Call,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let first = self.preferred();
+        let mut last = None;
+        for attempt in 0..self.server_count() {
+            let server = (first + attempt) % self.server_count();
+            match self.opened(self.request(call, server, None)?, server).await {
+                Ok(response) => {
+                    let client = self.clone();
+                    let pieces = response.bytes_stream();
+                    return Ok(pieces.map_err(move |error| client.lost(error).error).boxed());
+                }
+                Err(error) if error.is_retryable() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.expect("there is at least one server"))
+    }
+
+    /// Waits for the head of an answer whose body may last for ever.
+    async fn opened(
+        &self,
+        request: reqwest::RequestBuilder,
+        server: usize,
+    ) -> Result<reqwest::Response, Error> {
         match tokio::time::timeout(ATTEMPT, self.answered(request, server)).await {
             Ok(answered) => answered.map_err(|failure| failure.error),
             Err(_) => Err(Error::NotRegent {

@@ -1,5 +1,7 @@
 //! The cluster and the node that answers.
 
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use regent_types::cluster::{Cluster, Join, Joined, Transfer, Version};
 use regent_types::{NodeId, Revision};
 
@@ -16,6 +18,11 @@ impl Client {
     pub async fn transfer(&self, to: Option<NodeId>) -> Result<Cluster, Error> {
         self.fetch(Call::post(["cluster", "transfer"]).body(&Transfer { to }))
             .await
+    }
+
+    /// A backup as it comes: a file that must be checked when all of it is there, for a stream may break off.
+    pub async fn backup(&self) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        self.download(&Call::get(["cluster", "backup"])).await
     }
 
     /// Asks to be admitted as a node; with a join token as this client's token. The same again is safe.

@@ -53,6 +53,7 @@ impl Error {
                 | Code::NoQuorum
                 | Code::NoAgentsAvailable
                 | Code::NotServing
+                | Code::LeasesHeldBack
                 | Code::OutcomeUnknown => true,
                 Code::InvalidRequest
                 | Code::Unauthenticated

@@ -45,6 +45,20 @@ pub enum FolderError {
 }
 
 impl DataFolder {
+    /// Locks a folder as it is, without changing anything in it. One without a lock file was never used by a node.
+    pub(crate) fn hold(path: &Path) -> Result<Option<Self>, FolderError> {
+        let failed = |source| FolderError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let lock = match File::open(path.join("lock")) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed(source)),
+        };
+        Self::lock(path, lock).map(Some)
+    }
+
     /// Creates the folder if it is missing and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
         let failed = |source| FolderError::Io {
@@ -52,30 +66,38 @@ impl DataFolder {
             source,
         };
         std::fs::create_dir_all(path).map_err(failed)?;
-        let mut lock = OpenOptions::new()
+        let lock = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path.join("lock"))
             .map_err(failed)?;
+        let folder = Self::lock(path, lock)?;
+        let mut lock = &folder.lock;
+        lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
+        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+        Ok(folder)
+    }
+
+    fn lock(path: &Path, mut lock: File) -> Result<Self, FolderError> {
         match lock.try_lock() {
-            Ok(()) => {}
+            Ok(()) => Ok(Self { lock }),
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 // The pid only makes the message better; without it the message is still right.
                 let _ = lock.read_to_string(&mut pid);
                 let pid = Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty());
-                return Err(FolderError::InUse {
+                Err(FolderError::InUse {
                     path: path.to_owned(),
                     pid,
-                });
+                })
             }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::Error(source)) => Err(FolderError::Io {
+                path: path.to_owned(),
+                source,
+            }),
         }
-        lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
-        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { lock })
     }
 }
 

@@ -476,6 +476,8 @@ mod tests {
             state: regent_state::State::new(),
             revision: Revision(7),
             applied_index: 7,
+            last: None,
+            membership: Arc::default(),
         }))
     }
 

@@ -43,13 +43,12 @@ impl Joining {
     /// It is in use, damaged, or of another node.
     pub async fn open(data: &Path, store: LogStore, node: NodeId) -> Result<Self, StartError> {
         let log = open_log(Storage::Disk(store), data).await?;
-        let record = match stored_record(&log, data, node)? {
-            Some(record) => record,
-            None => {
-                let record = Record::new(node);
-                store_record(&log, &record).await?;
-                record
-            }
+        let record = if let Some(record) = stored_record(&log, data, node)? {
+            record
+        } else {
+            let record = Record::new(node);
+            store_record(&log, &record).await?;
+            record
         };
         Ok(Self {
             log,

@@ -156,17 +156,9 @@ async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError>
 
 /// The identity of the data folder, if it has one.
 pub(crate) fn stored_record(log: &Log, data: &Path, node: NodeId) -> Result<Option<Record>, StartError> {
-    let damaged = |what| LogError::Damaged {
-        place: data.display().to_string(),
-        what,
+    let Some(record) = whose(log, data)? else {
+        return Ok(None);
     };
-    let Some(bytes) = log.get_metadata(IDENTITY)? else {
-        if log.is_pristine() {
-            return Ok(None);
-        }
-        return Err(damaged("the identity record is missing".to_owned()).into());
-    };
-    let record = Record::decode(&bytes).map_err(|error| damaged(format!("the identity record: {error}")))?;
     if record.node != node.0 {
         return Err(StartError::NodeIdChanged {
             data: data.to_owned(),
@@ -175,6 +167,23 @@ pub(crate) fn stored_record(log: &Log, data: &Path, node: NodeId) -> Result<Opti
         });
     }
     Ok(Some(record))
+}
+
+/// The identity of the data folder, whosever it is.
+pub(crate) fn whose(log: &Log, data: &Path) -> Result<Option<Record>, LogError> {
+    let damaged = |what| LogError::Damaged {
+        place: data.display().to_string(),
+        what,
+    };
+    let Some(bytes) = log.get_metadata(IDENTITY)? else {
+        if log.is_pristine() {
+            return Ok(None);
+        }
+        return Err(damaged("the identity record is missing".to_owned()));
+    };
+    Record::decode(&bytes)
+        .map(Some)
+        .map_err(|error| damaged(format!("the identity record: {error}")))
 }
 
 /// Stores the identity, synced.

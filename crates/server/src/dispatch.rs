@@ -77,7 +77,10 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
                 Subject::User(_) | Subject::Join(_) => return None,
             },
             EventRecord::User(_) => return None,
-            EventRecord::Session(_) | EventRecord::Template(_) | EventRecord::Member(_) => false,
+            EventRecord::Session(_)
+            | EventRecord::Template(_)
+            | EventRecord::Member(_)
+            | EventRecord::Restored(_) => false,
         };
     }
     Some(concerned)

@@ -9,6 +9,7 @@
 //! `lease_clock`, `presence` and `waiting` are the leases; `reconcile` does, on the leader, what time makes due.
 
 mod activity;
+mod backups;
 mod bootstrap;
 mod describe;
 mod dispatch;
@@ -30,14 +31,15 @@ mod options;
 mod peer;
 mod presence;
 mod reconcile;
+pub mod recovery;
 mod server;
 mod service;
 mod waiting;
 
 pub use joining::{JoinError, Joining};
 pub use options::{
-    DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options,
-    SnapshotPolicy, Sockets,
+    BackupSchedule, DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, LogStore, MemoryDisk,
+    Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

@@ -175,9 +175,7 @@ fn next(
     supports: impl Fn(NodeId) -> Option<u32>,
     burial: Option<Burial>,
 ) -> Option<Step> {
-    if state.cluster_id().is_none() {
-        return None;
-    }
+    state.cluster_id()?;
     if consensus.changing {
         return Some(Step::Finish);
     }

@@ -56,6 +56,8 @@ pub struct Options {
     pub memory: Option<MemoryDisk>,
     /// When snapshots are taken.
     pub snapshots: SnapshotPolicy,
+    /// Backups on a schedule, if any.
+    pub backups: Option<BackupSchedule>,
     /// After how long without a sign of life a voter is removed without a person; never when absent.
     pub remove_dead_after: Option<Duration>,
     /// How many voters stay at least when dead ones are removed.
@@ -66,6 +68,17 @@ pub struct Options {
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
     pub peer_listener: Option<TcpListener>,
+}
+
+/// When backups are made, and where they are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupSchedule {
+    /// The folder; created when it is missing.
+    pub folder: PathBuf,
+    /// How long after the newest one the next is made.
+    pub every: Duration,
+    /// How many are kept; older ones are removed.
+    pub keep: usize,
 }
 
 impl Options {
@@ -89,6 +102,7 @@ impl Options {
             log_store: LogStore::default(),
             memory: None,
             snapshots: SnapshotPolicy::default(),
+            backups: None,
             remove_dead_after: None,
             min_voters: DEFAULT_MIN_VOTERS,
             sockets: None,
@@ -120,6 +134,13 @@ impl Options {
                 "the bootstrap token must have at least {MIN_TOKEN_CHARS} characters"
             ));
         }
+        if let Some(backups) = &self.backups
+            && (backups.keep == 0 || backups.every < MIN_BACKUP_EVERY)
+        {
+            return Err(format!(
+                "backups must be kept (backup-keep at least 1) and be at least {MIN_BACKUP_EVERY:?} apart (backup-every)"
+            ));
+        }
         Ok(())
     }
 
@@ -140,8 +161,11 @@ impl Options {
     }
 }
 
+/// Backups are not made more often: each writes the whole state.
+const MIN_BACKUP_EVERY: Duration = Duration::from_secs(1);
+
 /// Fewest characters of a bootstrap token: less could be guessed through the API.
-const MIN_TOKEN_CHARS: usize = 16;
+pub(crate) const MIN_TOKEN_CHARS: usize = 16;
 
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -13,8 +13,8 @@ use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
 use crate::{
-    activity, bootstrap, describe, dispatch, gateway, http, keepalive, listener, membership, peer, reconcile,
-    waiting,
+    activity, backups, bootstrap, describe, dispatch, gateway, http, keepalive, listener, membership, peer,
+    reconcile, waiting,
 };
 
 /// How long agents may take to be let go, their disconnects written.
@@ -114,6 +114,7 @@ impl Server {
         tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
+        tasks.spawn(backups::run(service.clone(), stop.clone()));
         tasks.spawn(describe::run(service.clone(), stop.clone()));
         tasks.spawn(membership::run(service.clone(), stop.clone()));
         tasks.close();

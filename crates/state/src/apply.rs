@@ -99,7 +99,8 @@ fn is_final(applied: &Applied) -> bool {
             | Rejection::WrongLeadership
             | Rejection::Identity(_)
             | Rejection::NameTaken(_)
-            | Rejection::Busy(_) => false,
+            | Rejection::Busy(_)
+            | Rejection::LeasesHeldBack { .. } => false,
         },
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use regent_types::Revision;
 
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, User};
 
 /// Revision, and which event of that revision, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,6 +77,8 @@ pub enum EventRecord {
     Candidate(Arc<Candidate>),
     /// A member of the cluster.
     Member(Arc<Member>),
+    /// The cluster came out of another one's state.
+    Restored(Arc<Restored>),
 }
 
 /// What happened. The text form (`session.running`) is [`Event::name`].
@@ -144,6 +146,8 @@ pub enum EventKind {
     MemberUpdated,
     /// A member was taken out.
     MemberRemoved,
+    /// The cluster came out of another one's state.
+    ClusterRestored,
 }
 
 impl Event {
@@ -183,6 +187,7 @@ impl Event {
             EventRecord::ApiToken(r) => r.id.as_str(),
             EventRecord::Candidate(r) => r.lease.as_str(),
             EventRecord::Member(r) => return Cow::Owned(r.id.to_string()),
+            EventRecord::Restored(r) => r.cluster.as_str(),
         })
     }
 }
@@ -222,6 +227,7 @@ impl EventKind {
             Self::MemberAdded => "member.added",
             Self::MemberUpdated => "member.updated",
             Self::MemberRemoved => "member.removed",
+            Self::ClusterRestored => "cluster.restored",
         }
     }
 }

@@ -166,4 +166,16 @@ pub enum Rejection {
     /// A queue is full just now.
     #[error("{0}")]
     Busy(String),
+    /// The cluster was restored a moment ago, and who held a lease before may still act under it.
+    #[error(
+        "this cluster was restored, and whoever held leases of the cluster before it may act for another {} s: \
+         until then none is granted",
+        for_ms.div_ceil(1_000)
+    )]
+    LeasesHeldBack {
+        /// Until when, by the cluster's clock.
+        until: u64,
+        /// How long that is.
+        for_ms: u64,
+    },
 }

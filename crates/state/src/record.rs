@@ -6,6 +6,7 @@
 
 mod lease;
 mod member;
+mod restored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lease::{Candidate, Keeping, Lease, WaitsAt};
 pub use member::{JoinScope, Member};
+pub use restored::Restored;
 
 use regent_types::{
     AgentId, CommandId, Epoch, NodeId, ReplicaName, Revision, SessionName, TemplateName, Token, TokenId,

@@ -16,7 +16,7 @@ use regent_types::Revision;
 use crate::codec::{self, CodecError, FORMAT, MAX_ENCODED};
 use crate::event::{Event, EventId};
 use crate::faults::{self, Fault};
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, User};
 use crate::state::{Identity, Recorded, State};
 
 /// The largest piece that [`State::encode_chunks`] gives: small enough to be a network frame.
@@ -49,6 +49,7 @@ pub(crate) enum Item {
     Trailer { records: u64, content: u64 },
     Candidate(Arc<Candidate>),
     Member(Arc<Member>),
+    Restored(Arc<Restored>),
 }
 
 #[derive(Serialize)]
@@ -66,6 +67,7 @@ pub(crate) enum ItemRef<'a> {
     Trailer { records: u64, content: u64 },
     Candidate(&'a Candidate),
     Member(&'a Member),
+    Restored(&'a Restored),
 }
 
 impl State {
@@ -133,6 +135,8 @@ impl State {
         let recorded = self.recorded.iter().map(|(key, r)| ItemRef::Recorded(key, r));
         let events = self.events.iter().map(|(id, r)| ItemRef::Event(id, r));
         let members = self.members.values().map(|r| ItemRef::Member(r));
+        // Absent in a cluster that began empty: its snapshots are as they were before there was such a record.
+        let restored = self.restored.iter().map(|r| ItemRef::Restored(r));
         sessions
             .chain(agents)
             .chain(commands)
@@ -144,6 +148,7 @@ impl State {
             .chain(recorded)
             .chain(events)
             .chain(members)
+            .chain(restored)
     }
 }
 
@@ -330,6 +335,7 @@ impl StateDecoder {
                     .insert(r.place, r),
             ),
             Item::Member(r) => drop(state.members.insert(r.id, r)),
+            Item::Restored(r) => state.restored = Some(r),
             Item::Trailer { records, content } => {
                 self.records -= 1;
                 self.trailer = Some((records, content));

@@ -20,7 +20,7 @@ use crate::events::Events;
 use crate::index::Indexes;
 use crate::outcome::Applied;
 use crate::record::{
-    Agent, ApiToken, Candidate, Command, Lease, Member, Role, Session, Subject, Template, User,
+    Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Role, Session, Subject, Template, User,
 };
 
 /// How many commands [`State::deliverable`] gives at a time: one round of sending for one agent.
@@ -61,6 +61,7 @@ pub struct State {
     pub(crate) tokens: OrdMap<TokenId, Arc<ApiToken>>,
     pub(crate) recorded: OrdMap<[u8; 16], Arc<Recorded>>,
     pub(crate) members: OrdMap<NodeId, Arc<Member>>,
+    pub(crate) restored: Option<Arc<Restored>>,
     pub(crate) events: Events,
     pub(crate) events_floor: EventId,
     pub(crate) index: Indexes,
@@ -94,6 +95,7 @@ impl State {
             tokens: OrdMap::new(),
             recorded: OrdMap::new(),
             members: OrdMap::new(),
+            restored: None,
             events: Events::default(),
             events_floor: EventId(Revision(0), 0),
             index: Indexes::default(),
@@ -376,6 +378,22 @@ impl State {
     /// All nodes that are or were members, by id. Empty below feature level [`crate::MEMBERS_LEVEL`].
     pub fn members(&self) -> &OrdMap<NodeId, Arc<Member>> {
         &self.members
+    }
+
+    /// How this cluster came out of another one's state, if it did.
+    pub fn restored(&self) -> Option<&Arc<Restored>> {
+        self.restored.as_ref()
+    }
+
+    /// The clusters that this one came from, the latest first and the very first last.
+    pub fn former_clusters(&self) -> &[ClusterId] {
+        self.restored.as_ref().map_or(&[], |restored| &restored.from)
+    }
+
+    /// Until when no lease is granted, if that is later than `now`.
+    pub fn leases_held_back(&self, now: u64) -> Option<u64> {
+        let until = self.restored.as_ref()?.no_lease_before;
+        (now < until).then_some(until)
     }
 
     /// The events that are kept, in order.

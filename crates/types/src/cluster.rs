@@ -11,6 +11,12 @@ use crate::{ClusterId, NodeId, Revision, Time};
 pub struct Cluster {
     /// The identity of the cluster; absent before its first start is through.
     pub cluster_id: Option<ClusterId>,
+    /// The clusters that this one was restored or recovered from, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_cluster_ids: Vec<ClusterId>,
+    /// Until when no lease is granted and no agent connects, because the cluster was just restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases_held_back_until: Option<Time>,
     /// The node that answers.
     pub node: NodeId,
     /// Who leads, if known.

@@ -65,6 +65,8 @@ pub enum Code {
     NoAgentsAvailable,
     /// 503: this node does not serve (starting, stopping, or its state differs); certainly not done.
     NotServing,
+    /// 503: the cluster was restored, and somebody may still act under a lease of the one before; see `Retry-After`.
+    LeasesHeldBack,
     /// 504: it may be done or not: repeat with the same `Idempotency-Key`.
     OutcomeUnknown,
 }
@@ -94,7 +96,11 @@ impl Code {
             Self::IdempotencyKeyReused => 422,
             Self::Busy => 429,
             Self::Internal => 500,
-            Self::NoLeader | Self::NoQuorum | Self::NoAgentsAvailable | Self::NotServing => 503,
+            Self::NoLeader
+            | Self::NoQuorum
+            | Self::NoAgentsAvailable
+            | Self::NotServing
+            | Self::LeasesHeldBack => 503,
             Self::OutcomeUnknown => 504,
         }
     }
@@ -131,6 +137,7 @@ impl Code {
             Self::NoQuorum => "No quorum",
             Self::NoAgentsAvailable => "No agents available",
             Self::NotServing => "Not serving",
+            Self::LeasesHeldBack => "Leases held back",
             Self::OutcomeUnknown => "Outcome unknown",
         }
     }

@@ -9,6 +9,7 @@ use regent_types::duration::Span;
 
 use super::token::{JOIN_FOR, show_new};
 use crate::output::{self, Format, or_dash};
+use crate::recovery::{self, Backup};
 
 /// See the variants.
 #[derive(Debug, Subcommand)]
@@ -39,6 +40,12 @@ pub(crate) enum Command {
         #[arg(long)]
         to: Option<NodeId>,
     },
+    /// Write a backup: the whole state at one revision, from any node. It holds password hashes.
+    Backup(Backup),
+    /// Make a new cluster of one node from a backup, while no node runs on its data folder.
+    Restore(recovery::Restore),
+    /// Make a new cluster of one node from data folders that survived the loss of a quorum, while no node runs on them.
+    Recover(recovery::Recover),
 }
 
 const COLUMNS: [&str; 11] = [
@@ -90,6 +97,10 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
         Command::Promote { id } => show(&client.promote_member(id).await?, format),
         Command::Remove { id } => show(&client.remove_member(id).await?, format),
         Command::Transfer { to } => show(&client.transfer(to).await?, format),
+        Command::Backup(args) => recovery::backup(client, args, format).await,
+        Command::Restore(_) | Command::Recover(_) => {
+            unreachable!("these do not ask a cluster and are taken before")
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use crate::args::{Command, Global};
 use crate::config::UsageError;
-use crate::output;
+use crate::{output, recovery};
 
 /// Runs one command that asks a cluster.
 pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
@@ -55,6 +55,8 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Command(command) => command::run(&client()?, command, format).await,
         Command::Lease(command) => lease::run(&client()?, command, format).await,
         Command::Template(command) => template::run(&client()?, command, format).await,
+        Command::Cluster(cluster::Command::Restore(args)) => recovery::restore(args, format).await,
+        Command::Cluster(cluster::Command::Recover(args)) => recovery::recover(args, format).await,
         Command::Cluster(command) => cluster::run(&client()?, command, format).await,
         Command::User(command) => user::run(&client()?, command, format).await,
         Command::Token(command) => token::run(&client()?, command, format).await,

@@ -223,6 +223,8 @@ mod tests {
             state: regent_state::State::new(),
             revision: regent_types::Revision(0),
             applied_index: 0,
+            last: None,
+            membership: Arc::default(),
         }));
         Identity::new(
             Record::new(NodeId(node)),

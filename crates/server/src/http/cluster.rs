@@ -102,9 +102,21 @@ pub(super) fn shown(service: &Service, view: &View) -> Cluster {
     let base = view.state.revision_base();
     let status = service.node().status();
     let described = |id| service.descriptions().of(id);
-    let findings = findings::find(&status, &view.state, described);
+    let mut findings = findings::find(&status, &view.state, described);
+    let held_back = view
+        .state
+        .leases_held_back(service.node().cluster_now())
+        .map(Time);
+    if let Some(until) = held_back {
+        findings.push(format!(
+            "this cluster was restored: until {until} no lease is granted and no agent connects, for somebody may act \
+             under a lease of the cluster before it. Nothing is to be done but to wait"
+        ));
+    }
     Cluster {
         cluster_id: status.cluster_id,
+        former_cluster_ids: view.state.former_clusters().to_vec(),
+        leases_held_back_until: held_back,
         node: status.node,
         leader: status.leader,
         term: status.term,

@@ -7,6 +7,7 @@
 mod agents;
 mod attempts;
 mod auth;
+mod backup;
 mod body;
 pub(crate) mod caller;
 mod cluster;

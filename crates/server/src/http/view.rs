@@ -15,7 +15,7 @@ use regent_types::lease::{Lease, LeaseCandidate};
 use regent_types::session::{Resources, Session, SessionState, SessionStatus};
 use regent_types::template::{Manifest, Template};
 use regent_types::{Cpu, LeaseName, Memory, Time};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A session; `last_activity` in Unix milliseconds.
 pub(super) fn session(record: &record::Session, last_activity: Option<u64>) -> Session {
@@ -262,9 +262,22 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
     }
 }
 
+/// How the cluster came out of another one's state.
+fn restored(record: &record::Restored) -> Value {
+    let held_back = (record.no_lease_before > 0).then_some(Time(record.no_lease_before));
+    json!({
+        "clusterId": record.cluster,
+        "formerClusterIds": record.from,
+        "at": Time(record.at),
+        "revision": record.revision,
+        "stateRevision": record.state_revision,
+        "noLeaseBefore": held_back,
+    })
+}
+
 /// A member as the table of members has it.
 fn member(record: &record::Member) -> Value {
-    serde_json::json!({
+    json!({
         "id": record.id,
         "peer": record.peer,
         "http": record.http,
@@ -286,6 +299,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
         EventRecord::Member(record) => value(&member(record)),
+        EventRecord::Restored(record) => restored(record),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -333,7 +347,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 28] = [
+const KINDS: [EventKind; 32] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -362,6 +376,10 @@ const KINDS: [EventKind; 28] = [
     EventKind::TokenDeleted,
     EventKind::LeaseQueued,
     EventKind::LeaseLeft,
+    EventKind::MemberAdded,
+    EventKind::MemberUpdated,
+    EventKind::MemberRemoved,
+    EventKind::ClusterRestored,
 ];
 
 /// Every text that an event's kind can have.
