@@ -361,16 +361,18 @@ pub(super) fn register() {
             Gauge => metrics::describe_gauge!(name, help),
             Histogram => metrics::describe_histogram!(name, help),
         }
-        if kind == Counter && labels.is_empty() {
-            metrics::counter!(name).absolute(0);
+        if !labels.is_empty() {
+            continue;
         }
-        // One that exists is shown, though it has seen nothing yet.
-        if kind == Histogram && labels.is_empty() {
-            let _ = metrics::histogram!(name);
+        // Made, and not changed: shown, though nothing has set it yet.
+        match kind {
+            Counter => metrics::counter!(name).increment(0),
+            Gauge => metrics::gauge!(name).increment(0.0),
+            Histogram => drop(metrics::histogram!(name)),
         }
     }
     for outcome in OUTCOMES {
-        metrics::counter!("regent_raft_proposals_total", "outcome" => outcome).absolute(0);
+        metrics::counter!("regent_raft_proposals_total", "outcome" => outcome).increment(0);
     }
 }
 
