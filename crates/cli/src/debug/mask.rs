@@ -33,7 +33,7 @@ impl Masks {
     }
 
     /// Masks the fields of a document.
-    pub(super) fn value(&self, value: &mut Value) {
+    pub(super) fn fields(value: &mut Value) {
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
@@ -42,11 +42,11 @@ impl Masks {
                     } else if is_secret(name) && value.is_string() {
                         *value = Value::from(MASKED);
                     } else {
-                        self.value(value);
+                        Self::fields(value);
                     }
                 }
             }
-            Value::Array(values) => values.iter_mut().for_each(|value| self.value(value)),
+            Value::Array(values) => values.iter_mut().for_each(Self::fields),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
@@ -121,7 +121,7 @@ mod tests {
             "token": 17, "apiToken": "abc", "token-file": "/etc/token", "payload": { "x": 1 }, "result": null,
             "inner": [{ "password": "p" }],
         });
-        masks.value(&mut value);
+        Masks::fields(&mut value);
         let expected = json!({
             "token": 17, "apiToken": MASKED, "token-file": "/etc/token", "payload": LEFT_OUT, "result": null,
             "inner": [{ "password": MASKED }],

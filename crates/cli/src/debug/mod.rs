@@ -129,7 +129,7 @@ async fn gather(bundle: &mut Bundle, global: &Global) -> anyhow::Result<()> {
     });
     bundle.json("commands.json", &or_why(&open))?;
     bundle.json("leases.json", &or_why(&client.all_leases().await))?;
-    let lines = events(&client, bundle).await;
+    let lines = events(&client).await;
     bundle.text("events.jsonl", &lines)
 }
 
@@ -148,7 +148,7 @@ fn nodes(client: &Client, cluster: Option<&Cluster>) -> Vec<(String, String)> {
     }
 }
 
-async fn events(client: &Client, bundle: &Bundle) -> String {
+async fn events(client: &Client) -> String {
     let Ok(Some(last)) = client.index().await else {
         return why(&"no node says how far it is").to_string();
     };
@@ -171,7 +171,7 @@ async fn events(client: &Client, bundle: &Bundle) -> String {
             Ok(None) | Err(_) => break,
         };
         let mut event = serde_json::to_value(event).unwrap_or_default();
-        bundle.masks.value(&mut event);
+        Masks::fields(&mut event);
         lines.push_str(&event.to_string());
         lines.push('\n');
     }
@@ -192,7 +192,7 @@ struct Bundle {
 impl Bundle {
     fn json(&mut self, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(value)?;
-        self.masks.value(&mut value);
+        Masks::fields(&mut value);
         self.text(name, &format!("{value:#}\n"))
     }
 

@@ -190,7 +190,7 @@ fn files(folder: &Path) -> impl Iterator<Item = (std::path::PathBuf, std::fs::Me
     std::fs::read_dir(folder)
         .into_iter()
         .flatten()
-        .filter_map(|entry| entry.ok())
+        .filter_map(Result::ok)
         .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
 }
 
