@@ -252,9 +252,9 @@ fn gather_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            gather_files(&path, files)
+            gather_files(&path, files);
         } else {
-            files.push(path)
+            files.push(path);
         }
     }
 }
