@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::ServerConfig;
-use crate::{dev, internal, logging, noun, output};
+use crate::{debug, dev, internal, logging, noun, output};
 
 /// A highly available control plane with no database beside it.
 #[derive(Debug, Parser)]
@@ -89,6 +89,8 @@ pub(crate) enum Command {
     /// Follow what happens.
     #[command(alias = "event")]
     Events(noun::events::EventsArgs),
+    /// Gather what a report of a fault needs into one file, without secrets.
+    Debug(debug::DebugArgs),
     /// The version of this program.
     Version,
     /// What other commands start; not for people.

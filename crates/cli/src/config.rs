@@ -70,6 +70,16 @@ pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result
     Ok(combine(file, variables, flags)?)
 }
 
+/// A configuration file as it stands, whatever command it is for.
+pub(crate) fn any(file: &Path) -> Result<serde_json::Value, UsageError> {
+    let wrong = |why: String| UsageError(format!("the configuration file {}: {why}", file.display()));
+    if !file.is_file() {
+        return Err(wrong("it does not exist".to_owned()));
+    }
+    let read = Figment::new().merge(Toml::file_exact(file)).extract();
+    read.map_err(|error| wrong(error.to_string()))
+}
+
 /// Puts the settings of one command together. Names of variables come in small letters and without their prefix.
 pub(crate) fn combine<S: Settings>(
     file: Option<impl Provider>,

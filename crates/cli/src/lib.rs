@@ -8,6 +8,7 @@ mod agent;
 mod agent_config;
 mod args;
 mod config;
+mod debug;
 mod dev;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -70,6 +71,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.
         Command::Dev(flags) => one_thread()?.block_on(dev::run(flags)),
+        Command::Debug(flags) => {
+            one_thread()?.block_on(debug::run(flags, &args.global))?;
+            Ok(ExitCode::SUCCESS)
+        }
         command => {
             one_thread()?.block_on(noun::run(command, &args.global))?;
             Ok(ExitCode::SUCCESS)

@@ -293,6 +293,19 @@ impl Client {
         self.shared.servers.iter().map(name_of).collect()
     }
 
+    pub(crate) fn first_server(&self) -> &Url {
+        &self.shared.servers[0]
+    }
+
+    /// A request outside of calls, as this client's caller.
+    pub(crate) fn get(&self, url: Url) -> reqwest::RequestBuilder {
+        let request = self.shared.http.get(url);
+        match &self.token {
+            Some(token) => request.header(reqwest::header::AUTHORIZATION, token.clone()),
+            None => request,
+        }
+    }
+
     /// Sends a call and reads its answer's body.
     pub(crate) async fn fetch<T: DeserializeOwned>(&self, call: Call) -> Result<T, Error> {
         self.send(call).await?.json()

@@ -11,6 +11,7 @@
 //! - `follow`: a stream of events that outlives any node.
 //! - [`backoff`]: waiting between attempts, full jitter.
 //! - [`guard`]: until when a holder may act under a lease, and when it sends the next keepalive: pure.
+//! - `look`: what one node says, whatever it is.
 //! - [`clock`]: the clock that guards count by.
 //! - [`error`]: what can come of it.
 //! - [`page`]: lists, a page at a time or all at once.
@@ -33,6 +34,7 @@ mod follow;
 pub mod fuzzing;
 pub mod guard;
 mod leases;
+mod look;
 pub mod page;
 mod sessions;
 mod sse;

@@ -156,6 +156,11 @@ impl Node {
         self.shared.status()
     }
 
+    /// Proposals of this node's callers that are under way; at the bound more answer `Busy`.
+    pub fn proposals_under_way(&self) -> usize {
+        self.shared.proposals.own_under_way()
+    }
+
     /// Hands the leadership to `to`, or to any voter that is caught up.
     pub async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<(), TransferError> {
         self.shared.transfer(to, deadline).await

@@ -108,6 +108,9 @@ fn note_gauges(metrics: &Metrics) {
     metrics::gauge!("regent_raft_applied_index").set(applied as f64);
     let snapshot = metrics.snapshot.as_ref().map_or(0, |log_id| log_id.index);
     metrics::gauge!("regent_raft_snapshot_index").set(snapshot as f64);
+    let next = metrics.last_log_index.map_or(0, |last| last + 1);
+    let first = metrics.purged.as_ref().map_or(0, |log_id| log_id.index + 1);
+    metrics::gauge!("regent_log_entries").set(next.saturating_sub(first) as f64);
 }
 
 /// Keeps `quorum_lost` and the reachability gauge; ends with the node.

@@ -28,11 +28,6 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
     let Some(schedule) = service.options().backups.clone() else {
         return;
     };
-    metrics::describe_counter!("regent_backups_total", "Backups made on schedule, by outcome");
-    metrics::describe_gauge!(
-        "regent_backup_last_success_timestamp_seconds",
-        "When the newest scheduled backup in this node's folder was begun"
-    );
     let look_every = LOOK_EVERY.min(schedule.every);
     let mut looked = false;
     loop {

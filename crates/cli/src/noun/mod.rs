@@ -63,7 +63,7 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Login(args) => login::run(&client()?, args, format).await,
         Command::Events(args) => events::run(&client()?, args, format).await,
         Command::Version => output::version(format),
-        Command::Dev(_) | Command::Server(_) | Command::Internal { .. } => {
+        Command::Dev(_) | Command::Debug(_) | Command::Server(_) | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
     }
@@ -73,6 +73,11 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
 pub(crate) fn client(global: &Global) -> Result<Client, regent_client::Error> {
     let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
     Client::new(servers, api_token())
+}
+
+/// The same of one node.
+pub(crate) fn client_of(url: &str) -> Result<Client, regent_client::Error> {
+    Client::new([url], api_token())
 }
 
 /// Reads a JSON document from a file, or from standard input for `-`.
