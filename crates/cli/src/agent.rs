@@ -12,6 +12,7 @@ use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_config::{AgentConfig, RuntimeKind};
+use crate::args::trust;
 use crate::config::{UsageError, required, secret_file};
 use crate::lifeline::Lifeline;
 use crate::runtimes;
@@ -68,6 +69,11 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
     Ok(Options {
         agent_id: required(config.agent_id.clone(), "agent-id")?,
         servers,
+        trust: trust(
+            config.ca_file.as_ref(),
+            config.cert_file.as_ref(),
+            config.key_file.as_ref(),
+        )?,
         token,
         replica: config.replica.clone(),
         lease_ttl,

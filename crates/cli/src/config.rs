@@ -147,7 +147,7 @@ pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
     use std::os::unix::fs::PermissionsExt as _;
     let about = |what: &str| UsageError(format!("the secret file {} {what}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
+    if !regent_tls::owner_only(metadata.permissions().mode()) {
         return Err(about("may be read by others: run chmod 600 on it").into());
     }
     let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
@@ -221,6 +221,28 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bootstrap_password_file: Option<PathBuf>,
+    /// This node's certificate, for the other nodes and for clients; `regent cert` makes them. Needs --tls-key and
+    /// --tls-ca. New files are taken up while the node runs; SIGHUP does it at once.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of the certificate, readable by its owner only.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The CA of the cluster: other nodes must have a certificate of it.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Clients and agents must have a certificate of the CA too, beside their token.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) tls_clients: bool,
+    /// No TLS, though --http or --peer is no loopback address: everything, tokens included, crosses the network as it
+    /// is.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) plaintext: bool,
     /// Part of `regent dev`: leases may be as short as 100 ms.
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -247,6 +269,11 @@ impl Settings for ServerConfig {
         "stale-after",
         "bootstrap-token-file",
         "bootstrap-password-file",
+        "tls-cert",
+        "tls-key",
+        "tls-ca",
+        "tls-clients",
+        "plaintext",
     ];
     const LISTS: &'static [&'static str] = &[];
 }

@@ -1,10 +1,12 @@
 //! `regent server`: one node, until a signal ends it or it can no longer serve.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_server::{Options, Server, SnapshotPolicy};
+use regent_server::{Credentials, Files, HttpClients, Options, Server, SnapshotPolicy};
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,11 +25,14 @@ const STALE_AFTER: Duration = Duration::from_secs(30);
 /// Runs the node.
 pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
+    // Taken first: it must not end this process, whenever it comes.
+    let hangup = signal(SignalKind::hangup())?;
     #[cfg(feature = "faults")]
     seed_fault()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
     let options = options(&config)?;
     let node = options.node;
+    let tls = options.tls.clone();
     raise_open_files();
     let server = tokio::select! {
         server = Server::start(options) => server.with_context(|| format!("node {node} cannot start"))?,
@@ -36,6 +41,7 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     };
     let failure = tokio::select! {
         reason = server.failed() => Some(reason),
+        never = look_when_told(hangup, tls) => match never {},
         () = signals.end() => None,
         // Nobody is left to serve, and nothing may be left behind.
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
@@ -45,6 +51,17 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => Err(anyhow::anyhow!("node {node} stopped: {reason}")),
     }
+}
+
+/// SIGHUP has the certificates looked at now.
+async fn look_when_told(mut hangup: Signal, tls: Option<Arc<Credentials>>) -> Infallible {
+    while hangup.recv().await.is_some() {
+        match &tls {
+            Some(credentials) => credentials.look_now(),
+            None => tracing::info!("SIGHUP: this node has no certificates that could be read again"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Breaks the rule that `REGENT_TEST_FAULT` names, so that a test can be seen to find it.
@@ -103,6 +120,8 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
         ))
         .into());
     }
+    let tls = tls(config, node)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     Ok(Options {
         node,
         data,
@@ -111,7 +130,7 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
         advertise_http: config
             .advertise_http
             .clone()
-            .unwrap_or_else(|| format!("http://{http}")),
+            .unwrap_or_else(|| format!("{scheme}://{http}")),
         advertise_peer: config.advertise_peer.clone().unwrap_or_else(|| peer.to_string()),
         members: members
             .0
@@ -140,9 +159,63 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             }),
         memory: None,
         sockets: None,
+        tls,
         http_listener: None,
         peer_listener: None,
     })
+}
+
+/// The certificates, which may be missing only where nothing crosses a network, or when somebody says that it may.
+fn tls(config: &ServerConfig, node: NodeId) -> anyhow::Result<Option<Arc<Credentials>>> {
+    let refused = |why: String| Err(UsageError(why).into());
+    let files = match (&config.tls_cert, &config.tls_key, &config.tls_ca) {
+        (Some(cert), Some(key), Some(ca)) => Files {
+            cert: cert.clone(),
+            key: key.clone(),
+            ca: ca.clone(),
+        },
+        (None, None, None) if config.tls_clients => {
+            return refused(
+                "tls-clients needs certificates: give --tls-cert, --tls-key and --tls-ca".to_owned(),
+            );
+        }
+        (None, None, None) => {
+            let open = [("http", config.http), ("peer", config.peer)]
+                .into_iter()
+                .filter(|_| !config.plaintext)
+                .find_map(|(key, address)| Some((key, address.filter(|a| !a.ip().is_loopback())?)));
+            return match open {
+                None => Ok(None),
+                Some((key, address)) => refused(format!(
+                    "--{key} {address} is not a loopback address and this node has no certificate, so secrets would \
+                     cross the network in plain text: give --tls-cert, --tls-key and --tls-ca (`regent cert cluster` \
+                     makes them), or --plaintext to have it so"
+                )),
+            };
+        }
+        (cert, key, ca) => {
+            let missing: Vec<&str> = [("--tls-cert", cert), ("--tls-key", key), ("--tls-ca", ca)]
+                .into_iter()
+                .filter_map(|(flag, given)| given.is_none().then_some(flag))
+                .collect();
+            return refused(format!(
+                "--tls-cert, --tls-key and --tls-ca go together; {} is missing",
+                missing.join(" and ")
+            ));
+        }
+    };
+    if config.plaintext {
+        return refused("certificates and --plaintext contradict each other; keep one of them".to_owned());
+    }
+    let clients = if config.tls_clients {
+        HttpClients::Certified
+    } else {
+        HttpClients::Any
+    };
+    match Credentials::load(files, node, clients) {
+        Ok(credentials) => Ok(Some(Arc::new(credentials))),
+        Err(error) => refused(error.to_string()),
+    }
 }
 
 /// The signals that end a process in order.

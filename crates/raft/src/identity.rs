@@ -142,6 +142,11 @@ pub(crate) enum Refusal {
     NotAMember { node: NodeId, cluster: String },
     #[error("the identity is not settled yet")]
     NotSettled,
+    #[error(
+        "a certificate of node {proven} was shown by a peer that is to be node {claimed}: start each node with the \
+         certificate and key that were made for it"
+    )]
+    Certificate { claimed: NodeId, proven: NodeId },
 }
 
 impl Refusal {
@@ -159,7 +164,8 @@ impl Refusal {
             | Self::WrongNode { .. }
             | Self::Members { .. }
             | Self::Cluster { .. }
-            | Self::NotSettled => false,
+            | Self::NotSettled
+            | Self::Certificate { .. } => false,
         }
     }
 }

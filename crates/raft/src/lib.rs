@@ -50,6 +50,6 @@ pub use machine::View;
 pub use node::{LeadershipView, Node, PeerService, Proposed};
 pub use options::{ClusterSecret, MIN_SECRET_BYTES, Options, SecretTooShort, Storage};
 pub use snapshot::SnapshotError;
-pub use sockets::{Port, Sockets, Stream, Tcp};
+pub use sockets::{Port, Sockets, Stream, Tcp, Tls};
 pub use status::{Alarm, ClusterStatus, Health, MemberStatus, Role};
 pub use transport::wire::MAX_CALL;

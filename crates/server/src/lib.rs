@@ -32,7 +32,8 @@ mod service;
 mod waiting;
 
 pub use options::{
-    DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+    Credentials, DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Files, HttpClients, LogStore, MemoryDisk, Options,
+    SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

@@ -1,9 +1,14 @@
 //! Accepting HTTP connections, within bounds.
 //!
+//! Where they come from is an [`Accept`]: TCP, TLS over it ([`Secured`]), or a simulated network.
+//!
 //! A connection that does not finish the head of its request in time is closed, so that nobody holds
 //! them all by saying nothing (axum's own `serve` has no such bound). When as many stand as may, no more
 //! are accepted until one ends.
 
+mod secured;
+
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +27,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+pub(crate) use secured::Secured;
+
 /// How long the head of a request may take, the first and each that follows on the connection.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// Connections at once; those that became sockets of agents have a bound of their own (`gateway::registry`).
@@ -31,14 +38,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where connections come from.
 pub(crate) trait Accept: Send {
-    /// A connection.
+    /// A connection as it is accepted.
+    type Raw: Send + 'static;
+    /// What is talked over.
     type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// The next one.
-    fn next(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+    fn next(&mut self) -> impl Future<Output = io::Result<(Self::Raw, SocketAddr)>> + Send;
+
+    /// Makes of it what is talked over, in its own time, while others are accepted; `None` when it cannot be.
+    fn open(
+        &self,
+        raw: Self::Raw,
+        from: SocketAddr,
+    ) -> impl Future<Output = Option<Self::Io>> + Send + 'static + use<Self>;
 }
 
 impl Accept for TcpListener {
+    type Raw = TcpStream;
     type Io = TcpStream;
 
     async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
@@ -47,17 +64,26 @@ impl Accept for TcpListener {
         let _ = stream.set_nodelay(true);
         Ok((stream, from))
     }
+
+    fn open(&self, raw: TcpStream, _: SocketAddr) -> impl Future<Output = Option<TcpStream>> + Send + use<> {
+        ready(Some(raw))
+    }
 }
 
 /// A port of a simulated network.
 pub(crate) struct Simulated(pub(crate) Box<dyn Port>);
 
 impl Accept for Simulated {
+    type Raw = Self::Io;
     type Io = Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
     async fn next(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
         let (stream, from) = self.0.accept().await?;
         Ok((tokio::io::join(stream.reader, stream.writer), from))
+    }
+
+    fn open(&self, raw: Self::Io, _: SocketAddr) -> impl Future<Output = Option<Self::Io>> + Send + use<> {
+        ready(Some(raw))
     }
 }
 
@@ -83,7 +109,7 @@ pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: Cance
             () = stop.cancelled() => break,
             accepted = accepted => accepted,
         };
-        let (stream, from) = match accepted {
+        let (raw, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -95,15 +121,21 @@ pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: Cance
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(from));
             request
         });
-        let connection = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
-        let connection = graceful.watch(connection);
+        let opened = listener.open(raw, from);
+        let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let _place = place;
+            let io = tokio::select! {
+                io = opened => io,
+                () = stop.cancelled() => None,
+            };
+            let Some(io) = io else { return };
+            let connection = builder
+                .serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service))
+                .into_owned();
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%from, error, "a connection ended badly");
             }
-            drop(place);
         });
     }
     drop(listener);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use regent_raft::{LogStore, MemoryDisk, SnapshotPolicy, Sockets};
+pub use regent_tls::{Credentials, Files, HttpClients};
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -55,6 +56,8 @@ pub struct Options {
     pub snapshots: SnapshotPolicy,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
+    /// The certificates of this node, for peers and for HTTP; none is plain text.
+    pub tls: Option<Arc<Credentials>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
@@ -83,6 +86,7 @@ impl Options {
             memory: None,
             snapshots: SnapshotPolicy::default(),
             sockets: None,
+            tls: None,
             http_listener: None,
             peer_listener: None,
         }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Tcp, Timing};
+use regent_raft::{ClusterSecret, Node, SecretTooShort, Sockets, StartError, Storage, Tcp, Timing, Tls};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,10 +62,13 @@ impl Server {
     /// the cluster is formed and serves is for `/readyz` to say.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         options.check().map_err(Error::Options)?;
+        regent_tls::install_provider();
+        let tls = options.tls.clone();
         let (http_port, peer_listener) = open(&mut options).await?;
         let (http_addr, peer_addr) = (options.http, options.peer);
         if options.advertise_http.is_empty() {
-            options.advertise_http = format!("http://{http_addr}");
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            options.advertise_http = format!("{scheme}://{http_addr}");
         }
         if options.advertise_peer.is_empty() {
             options.advertise_peer = peer_addr.to_string();
@@ -92,7 +95,7 @@ impl Server {
             timing: Timing::default(),
             snapshots: options.snapshots.clone(),
             listener: peer_listener,
-            sockets: options.sockets.clone().unwrap_or_else(|| Arc::new(Tcp)),
+            sockets: sockets(&options),
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
@@ -111,6 +114,9 @@ impl Server {
         tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
+        if let Some(credentials) = tls {
+            tasks.spawn(credentials.follow(stop.clone()));
+        }
         tasks.close();
 
         let router = http::router(service.clone());
@@ -182,9 +188,19 @@ impl Server {
     }
 }
 
+/// What the nodes talk over.
+fn sockets(options: &Options) -> Arc<dyn Sockets> {
+    match (&options.sockets, &options.tls) {
+        (Some(simulated), _) => simulated.clone(),
+        (None, Some(credentials)) => Arc::new(Tls::new(credentials.clone())),
+        (None, None) => Arc::new(Tcp),
+    }
+}
+
 /// The port of REST and gateway.
 enum HttpPort {
     Tcp(tokio::net::TcpListener),
+    Tls(listener::Secured),
     Simulated(listener::Simulated),
 }
 
@@ -192,6 +208,7 @@ impl HttpPort {
     async fn serve(self, router: axum::Router, stop: CancellationToken) {
         match self {
             Self::Tcp(listener) => listener::serve(listener, router, stop).await,
+            Self::Tls(listener) => listener::serve(listener, router, stop).await,
             Self::Simulated(port) => listener::serve(port, router, stop).await,
         }
     }
@@ -210,7 +227,11 @@ async fn open(options: &mut Options) -> Result<(HttpPort, Option<TcpListener>), 
     (options.http, options.peer) = (address(&http)?, address(&peer)?);
     let address = options.http;
     let http = tokio::net::TcpListener::from_std(http).map_err(|source| Error::Listen { address, source })?;
-    Ok((HttpPort::Tcp(http), Some(peer)))
+    let port = match &options.tls {
+        Some(credentials) => HttpPort::Tls(listener::Secured::new(http, credentials.clone())),
+        None => HttpPort::Tcp(http),
+    };
+    Ok((port, Some(peer)))
 }
 
 fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Error> {

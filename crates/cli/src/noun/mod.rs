@@ -61,16 +61,20 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Login(args) => login::run(&client()?, args, format).await,
         Command::Events(args) => events::run(&client()?, args, format).await,
         Command::Version => output::version(format),
-        Command::Dev(_) | Command::Server(_) | Command::Internal { .. } => {
+        Command::Dev(_)
+        | Command::Ca(_)
+        | Command::Cert(_)
+        | Command::Server(_)
+        | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
     }
 }
 
 /// A client of the cluster that the flags name, as whoever the environment's token is.
-pub(crate) fn client(global: &Global) -> Result<Client, regent_client::Error> {
+pub(crate) fn client(global: &Global) -> anyhow::Result<Client> {
     let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Client::new(servers, api_token())
+    Ok(Client::with_trust(servers, api_token(), &global.trust()?)?)
 }
 
 /// Reads a JSON document from a file, or from standard input for `-`.

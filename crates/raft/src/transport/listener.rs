@@ -93,6 +93,8 @@ fn note(error: &LinkError, from: IpAddr, seen: &Mutex<BTreeSet<String>>) {
         LinkError::Refused(Refusal::NotSettled) | LinkError::Closed => return,
         LinkError::Refused(_) => "refused",
         LinkError::Malformed(_) => "malformed",
+        LinkError::Tls(_) => "tls",
+        LinkError::Foreign => "foreign",
         LinkError::Io(_) => "io",
         LinkError::Silent => "silent",
     };
@@ -133,6 +135,7 @@ async fn serve_requests(connection: Connection, purpose: Purpose, host: Arc<impl
         mut reader,
         writer,
         peer,
+        ..
     } = connection;
     let (responses, outgoing) = mpsc::channel(MAX_CONCURRENT);
     let mut writing = tokio::spawn(write_frames(writer, outgoing));

@@ -70,6 +70,14 @@ fn describe() {
         "regent_member_reachable",
         "1 for each member that this node reaches"
     );
+    metrics::describe_gauge!(
+        "regent_certificate_expiry_timestamp_seconds",
+        "When this node's certificate ends, in seconds since 1970"
+    );
+    metrics::describe_counter!(
+        "regent_http_handshakes_failed_total",
+        "Connections to the HTTP port that did not become TLS, by kind"
+    );
     metrics::describe_gauge!("regent_sessions", "Sessions by state");
     metrics::describe_gauge!("regent_agents", "Agents by status");
     metrics::describe_gauge!("regent_commands", "Commands by status");
@@ -102,6 +110,12 @@ fn sample(service: &Service) {
         u64::from(status.leader == Some(status.node)),
     );
     gauge("regent_ready", u64::from(service.is_ready().is_ok()));
+    if let Some(tls) = &service.options().tls {
+        gauge(
+            "regent_certificate_expiry_timestamp_seconds",
+            tls.not_after().max(0).cast_unsigned(),
+        );
+    }
     for member in &status.members {
         let reachable = member.reachable || member.id == status.node;
         metrics::gauge!("regent_member_reachable", "member" => member.id.to_string())
