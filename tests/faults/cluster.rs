@@ -222,7 +222,8 @@ impl Cluster {
             .args(["--http", &format!("{}:8000", self.network.address(node))])
             .args(["--peer", &listen, "--advertise-peer", &self.peer(node)])
             .args(["--members", &members.join(","), "--lifeline", &lifeline()])
-            .args(["--log-store", self.plan.log_store])
+            // Network namespaces of this test, on one machine.
+            .args(["--plaintext", "--log-store", self.plan.log_store])
             .args(["--snapshot-every", &SNAPSHOT_EVERY.to_string()])
             .args(["--heartbeat", "1s", "--stale-after", "4s", "--data"])
             .arg(self.data(node))

@@ -56,9 +56,10 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
 /// SIGHUP has the certificates looked at now.
 async fn look_when_told(mut hangup: Signal, tls: Option<Arc<Credentials>>) -> Infallible {
     while hangup.recv().await.is_some() {
-        match &tls {
-            Some(credentials) => credentials.look_now(),
-            None => tracing::info!("SIGHUP: this node has no certificates that could be read again"),
+        if let Some(credentials) = &tls {
+            credentials.look_now();
+        } else {
+            tracing::info!("told to look at the certificates, and there are none");
         }
     }
     std::future::pending().await

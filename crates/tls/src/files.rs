@@ -42,9 +42,12 @@ pub(crate) struct Contents {
     pub(crate) ca: Vec<u8>,
 }
 
+/// What a mode gives to the group and to everybody else.
+const OTHERS: u32 = 0o077;
+
 /// Whether only the owner may read or write a file or folder with this mode.
 pub fn owner_only(mode: u32) -> bool {
-    mode & 0o077 == 0
+    mode & OTHERS == 0
 }
 
 /// A file that is no secret.

@@ -75,3 +75,6 @@ fn split(stream: impl AsyncRead + AsyncWrite + Send + 'static, proven: NodeId) -
         proven: Some(proven),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use super::Accept;
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// What the first byte of every TLS connection is.
 const TLS_HANDSHAKE: u8 = 22;
-/// How much of a plain request is read before it is answered.
+/// How much of a plain request is read at once.
 const PLAIN_READ: usize = 16 << 10;
 
 /// A port that speaks TLS.
@@ -86,7 +86,8 @@ async fn answer_plainly(raw: &mut TcpStream) -> io::Result<()> {
     );
     let body = serde_json::to_string(&problem).unwrap_or_default();
     // What is left unread when the connection is closed would take the answer with it.
-    raw.read(&mut [0; PLAIN_READ]).await?;
+    let mut unread = vec![0; PLAIN_READ];
+    let _ = raw.read(&mut unread).await?;
     let answer = format!(
         "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{body}",
@@ -95,6 +96,6 @@ async fn answer_plainly(raw: &mut TcpStream) -> io::Result<()> {
     raw.write_all(answer.as_bytes()).await?;
     raw.shutdown().await?;
     // Until the caller has closed too; the deadline is around all of this.
-    while raw.read(&mut [0; PLAIN_READ]).await? > 0 {}
+    while raw.read(&mut unread).await? > 0 {}
     Ok(())
 }
