@@ -230,6 +230,14 @@ fn plain_text_between_machines_must_be_asked_for_by_name() {
     let loose = run(&mut cluster.command(0));
     assert_eq!(loose.status.code(), Some(2), "{loose:?}");
     assert!(text(&loose.stderr).contains("chmod 600"), "{loose:?}");
+
+    restrict(&key);
+    let data = cluster.file("data-1");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o750)).unwrap();
+    let loose = run(&mut cluster.command(0));
+    assert_eq!(loose.status.code(), Some(2), "{loose:?}");
+    assert!(text(&loose.stderr).contains("chmod 700"), "{loose:?}");
 }
 
 /// Nodes as an operator starts them, in a folder that `regent cert cluster` has made.

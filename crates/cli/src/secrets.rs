@@ -2,12 +2,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::Context as _;
 use rand::RngExt as _;
 use rand::distr::Alphanumeric;
+
+use crate::config::UsageError;
 
 /// Characters of a generated secret: 43 of 62 are 256 bits.
 const LEN: usize = 43;
@@ -30,6 +32,22 @@ pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 /// Writes a file that everybody may read, whole or not at all.
 pub(crate) fn write_public(path: &Path, text: &str) -> anyhow::Result<()> {
     write_as(path, text, 0o644)
+}
+
+/// Refuses a folder that others may enter. One that is not there yet is made by who uses it.
+pub(crate) fn check_folder(path: &Path) -> Result<(), UsageError> {
+    let Ok(metadata) = fs::metadata(path) else {
+        return Ok(());
+    };
+    let mode = metadata.permissions().mode() & 0o777;
+    if regent_tls::owner_only(mode) {
+        Ok(())
+    } else {
+        Err(UsageError(format!(
+            "the data folder {} may be entered by others (mode {mode:03o}): run chmod 700 on it",
+            path.display()
+        )))
+    }
 }
 
 /// Makes a folder that only its owner may enter, with those above it.

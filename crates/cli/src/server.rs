@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ServerConfig, UsageError, required, secret_file};
 use crate::lifeline::Lifeline;
+use crate::secrets;
 
 /// Shorter ones can be guessed.
 const MIN_SECRET: usize = 16;
@@ -93,6 +94,7 @@ fn raise_open_files() {
 fn options(config: &ServerConfig) -> anyhow::Result<Options> {
     let node = required(config.node_id, "node-id")?;
     let data = required(config.data.clone(), "data")?;
+    secrets::check_folder(&data)?;
     let http = required(config.http, "http")?;
     let peer = required(config.peer, "peer")?;
     let members = required(config.members.clone(), "members")?;
