@@ -1,7 +1,8 @@
 //! Between machines: certificates by one command, nodes, an agent and clients over TLS, and what is refused.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, UdpSocket};
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -12,7 +13,7 @@ use regent_types::session::SessionState;
 use regent_types::{AgentId, Code};
 use rustix::process::Signal;
 
-use crate::harness::{REGENT, eventually, lifeline, restrict, send, session_of, session_state};
+use crate::harness::{PATIENCE, REGENT, eventually, lifeline, restrict, send, session_of, session_state};
 
 /// Where ports are chosen from, and how they are held: as `regent dev` does it.
 const PORTS: std::ops::Range<u16> = 10_000..32_768;
@@ -140,6 +141,25 @@ async fn new_certificates_are_taken_up_while_the_node_runs_and_bad_ones_are_not(
         (cluster.certificate_ends(0).await > second).then_some(())
     })
     .await;
+}
+
+/// Connections that say nothing, on both ports: nobody waits for them, and they are let go.
+#[tokio::test]
+async fn who_does_not_finish_a_handshake_is_given_up() {
+    let mut cluster = Cluster::new(1);
+    cluster.start_all();
+    cluster.ready(0).await;
+    let node = &cluster.nodes[0];
+    let mut silent: Vec<_> = [node.http, node.peer]
+        .into_iter()
+        .flat_map(|port| std::iter::repeat_n(port, 50))
+        .map(|port| TcpStream::connect(("127.0.0.1", port)).unwrap())
+        .collect();
+    cluster.client().cluster().await.unwrap();
+    for stream in &mut silent {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the node closes it");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format as _, Serialized, Toml};
@@ -221,6 +222,15 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bootstrap_password_file: Option<PathBuf>,
+    /// Connections to the HTTP port at once from one address [default: 15000, half of all]. Agents that are connected
+    /// do not count.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections_per_address: Option<NonZeroUsize>,
+    /// Requests a second with one API token, an admin's excepted; more are answered 429 [default: 5000].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests_per_second: Option<NonZeroU32>,
     /// This node's certificate, for the other nodes and for clients; `regent cert` makes them. Needs --tls-key and
     /// --tls-ca. New files are taken up while the node runs; SIGHUP does it at once.
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
@@ -269,6 +279,8 @@ impl Settings for ServerConfig {
         "stale-after",
         "bootstrap-token-file",
         "bootstrap-password-file",
+        "connections-per-address",
+        "requests-per-second",
         "tls-cert",
         "tls-key",
         "tls-ca",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_server::{Credentials, Files, HttpClients, Options, Server, SnapshotPolicy};
+use regent_server::{Credentials, Files, HttpClients, Limits, Options, Server, SnapshotPolicy};
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -160,6 +160,14 @@ fn options(config: &ServerConfig) -> anyhow::Result<Options> {
             .map_or_else(SnapshotPolicy::default, |entries| {
                 SnapshotPolicy::every(entries.get())
             }),
+        limits: Limits {
+            connections_per_address: config
+                .connections_per_address
+                .unwrap_or(Limits::default().connections_per_address),
+            requests_per_second: config
+                .requests_per_second
+                .unwrap_or(Limits::default().requests_per_second),
+        },
         memory: None,
         sockets: None,
         tls,

@@ -32,8 +32,8 @@ mod service;
 mod waiting;
 
 pub use options::{
-    Credentials, DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Files, HttpClients, LogStore, MemoryDisk, Options,
-    SnapshotPolicy, Sockets,
+    Credentials, DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, Files, HttpClients, Limits, LogStore, MemoryDisk,
+    Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

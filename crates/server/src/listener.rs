@@ -6,6 +6,7 @@
 //! them all by saying nothing (axum's own `serve` has no such bound). When as many stand as may, no more
 //! are accepted until one ends.
 
+mod places;
 mod secured;
 
 use std::future::ready;
@@ -27,12 +28,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+pub(crate) use places::Places;
 pub(crate) use secured::Secured;
 
 /// How long the head of a request may take, the first and each that follows on the connection.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// Connections at once; those that became sockets of agents have a bound of their own (`gateway::registry`).
-const MAX_CONNECTIONS: usize = 30_000;
+pub(crate) const MAX_CONNECTIONS: usize = 30_000;
 /// Pause after accepting failed: out of files, mostly, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -88,17 +90,22 @@ impl Accept for Simulated {
 }
 
 /// Serves until `stop`, then finishes what is in flight. The caller bounds how long that may take.
-pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve(
+    mut listener: impl Accept,
+    router: Router,
+    places: Places,
+    stop: CancellationToken,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN);
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let all = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = async {
-            let place = places
+            let place = all
                 .clone()
                 .acquire_owned()
                 .await
@@ -117,6 +124,11 @@ pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: Cance
                 continue;
             }
         };
+        let Some(its) = places.enter(from.ip()) else {
+            metrics::counter!("regent_http_connections_refused_total").increment(1);
+            tracing::debug!(%from, "refused a connection: its address has too many");
+            continue;
+        };
         let service = router.clone().map_request(move |mut request: Request<_>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(from));
             request
@@ -124,7 +136,7 @@ pub(crate) async fn serve(mut listener: impl Accept, router: Router, stop: Cance
         let opened = listener.open(raw, from);
         let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), stop.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let _places = (place, its);
             let io = tokio::select! {
                 io = opened => io,
                 () = stop.cancelled() => None,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct Options {
     pub memory: Option<MemoryDisk>,
     /// When snapshots are taken.
     pub snapshots: SnapshotPolicy,
+    /// What one caller may take of this node.
+    pub limits: Limits,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
     /// The certificates of this node, for peers and for HTTP; none is plain text.
@@ -62,6 +65,29 @@ pub struct Options {
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
     pub peer_listener: Option<TcpListener>,
+}
+
+/// What one caller may take of a node, so that enough is left for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections to the HTTP port at once from one address; those that became sockets of agents do not count.
+    pub connections_per_address: NonZeroUsize,
+    /// Requests a second with one token, except an admin's.
+    pub requests_per_second: NonZeroU32,
+}
+
+impl Default for Limits {
+    /// Half of all the connections that there may be: whoever takes what it can leaves as much to the others, and
+    /// thousands of clients behind one address are still served. Requests: above any program that is in its right
+    /// mind, and a fraction of what a node can answer.
+    fn default() -> Self {
+        Self {
+            connections_per_address: const {
+                NonZeroUsize::new(crate::listener::MAX_CONNECTIONS / 2).expect("not 0")
+            },
+            requests_per_second: const { NonZeroU32::new(5_000).expect("not 0") },
+        }
+    }
 }
 
 impl Options {
@@ -85,6 +111,7 @@ impl Options {
             log_store: LogStore::default(),
             memory: None,
             snapshots: SnapshotPolicy::default(),
+            limits: Limits::default(),
             sockets: None,
             tls: None,
             http_listener: None,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::leader::{self, Leader};
+use crate::listener::Places;
 use crate::options::Options;
 use crate::service::Service;
 use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting};
@@ -120,7 +121,8 @@ impl Server {
         tasks.close();
 
         let router = http::router(service.clone());
-        let http = tokio::spawn(http_port.serve(router, http_stop.clone()));
+        let places = Places::new(service.options().limits.connections_per_address);
+        let http = tokio::spawn(http_port.serve(router, places, http_stop.clone()));
         tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
         Ok(Self {
             service,
@@ -205,11 +207,11 @@ enum HttpPort {
 }
 
 impl HttpPort {
-    async fn serve(self, router: axum::Router, stop: CancellationToken) {
+    async fn serve(self, router: axum::Router, places: Places, stop: CancellationToken) {
         match self {
-            Self::Tcp(listener) => listener::serve(listener, router, stop).await,
-            Self::Tls(listener) => listener::serve(listener, router, stop).await,
-            Self::Simulated(port) => listener::serve(port, router, stop).await,
+            Self::Tcp(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Tls(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Simulated(port) => listener::serve(port, router, places, stop).await,
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Registry;
+use crate::http::Rates;
 use crate::options::Options;
 use crate::waiting::Waiters;
 use crate::{activity, keepalive};
@@ -39,6 +40,7 @@ struct Inner {
     activity: activity::Handle,
     registry: Registry,
     waiters: Waiters,
+    rates: Rates,
     stop: CancellationToken,
     draining: AtomicBool,
 }
@@ -66,6 +68,7 @@ impl Service {
         let inner = Inner {
             node,
             waiters,
+            rates: Rates::new(options.limits.requests_per_second),
             options,
             leases,
             activity,
@@ -106,6 +109,11 @@ impl Service {
     /// Those who wait for leases at this node.
     pub(crate) fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    /// How often each token may ask.
+    pub(crate) fn rates(&self) -> &Rates {
+        &self.inner.rates
     }
 
     /// Cancelled when the node stops; long-lived answers (event streams) end then.

@@ -78,6 +78,14 @@ fn describe() {
         "regent_http_handshakes_failed_total",
         "Connections to the HTTP port that did not become TLS, by kind"
     );
+    metrics::describe_counter!(
+        "regent_http_connections_refused_total",
+        "Connections closed because their address had too many"
+    );
+    metrics::describe_counter!(
+        "regent_requests_limited_total",
+        "Requests refused because their token asked too often"
+    );
     metrics::describe_gauge!("regent_sessions", "Sessions by state");
     metrics::describe_gauge!("regent_agents", "Agents by status");
     metrics::describe_gauge!("regent_commands", "Commands by status");

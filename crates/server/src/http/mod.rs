@@ -24,6 +24,7 @@ mod paging;
 pub(crate) mod passwords;
 pub(crate) mod problem;
 mod query;
+mod rates;
 mod reply;
 mod router;
 mod sessions;
@@ -32,4 +33,5 @@ mod tokens;
 mod users;
 mod view;
 
+pub(crate) use rates::Rates;
 pub(crate) use router::router;
