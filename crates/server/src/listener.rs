@@ -6,7 +6,6 @@
 //! them all by saying nothing (axum's own `serve` has no such bound). When as many stand as may, no more
 //! are accepted until one ends.
 
-mod places;
 mod secured;
 
 use std::future::ready;
@@ -21,14 +20,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use regent_raft::Port;
+use regent_raft::{Places, Port};
 use tokio::io::{AsyncRead, AsyncWrite, Join};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-pub(crate) use places::Places;
 pub(crate) use secured::Secured;
 
 /// How long the head of a request may take, the first and each that follows on the connection.

@@ -4,13 +4,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, Sockets, StartError, Storage, Tcp, Timing, Tls};
+use regent_raft::{
+    ClusterSecret, Node, Places, SecretTooShort, Sockets, StartError, Storage, Tcp, Timing, Tls,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::leader::{self, Leader};
-use crate::listener::Places;
 use crate::options::Options;
 use crate::service::Service;
 use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting};

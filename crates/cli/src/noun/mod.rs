@@ -27,15 +27,23 @@ pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()>
     asked(command, global).await.map_err(with_hint)
 }
 
-/// Who was refused for want of a token is told where it is taken from.
+/// Who was refused for want of a token is told where it is taken from, and whom TLS failed, why.
 pub(crate) fn with_hint(error: anyhow::Error) -> anyhow::Error {
     let unauthenticated = error
         .downcast_ref::<regent_client::Error>()
         .is_some_and(|error| error.code() == Some(regent_types::Code::Unauthenticated));
     if unauthenticated && api_token().is_none() {
-        error.context("REGENT_TOKEN is not set: set it to an API token")
-    } else {
-        error
+        return error.context("REGENT_TOKEN is not set: set it to an API token");
+    }
+    let tls = error.chain().find_map(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>()?;
+        regent_tls::explain(cause)
+    });
+    match tls {
+        Some(why) => error.context(format!(
+            "{why}; --ca-file (REGENT_CA_FILE) names the CA that is believed"
+        )),
+        None => error,
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many connections each address has, so that one cannot have them all.
+//! How many connections each address has, so that one cannot have them all. For both ports of a node.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,21 +10,21 @@ const IPV6_NETWORK: u128 = !0 << 64;
 
 /// Places for connections, by where they come from. As many addresses are remembered as there are connections.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub struct Places {
     each: NonZeroUsize,
     taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
 }
 
 /// A place that is taken until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     places: Places,
     owner: IpAddr,
 }
 
 impl Places {
     /// So many for each address.
-    pub(crate) fn new(each: NonZeroUsize) -> Self {
+    pub fn new(each: NonZeroUsize) -> Self {
         Self {
             each,
             taken: Arc::default(),
@@ -32,7 +32,7 @@ impl Places {
     }
 
     /// A place for a connection from there, if there is one.
-    pub(crate) fn enter(&self, from: IpAddr) -> Option<Place> {
+    pub fn enter(&self, from: IpAddr) -> Option<Place> {
         let owner = owner(from);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let its = taken.entry(owner).or_default();
