@@ -10,6 +10,10 @@ pub fn explain(error: &std::io::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<NoNode>() {
         return Some(error.to_string());
     }
+    // Libraries wrap what they were given.
+    if let Some(error) = error.downcast_ref::<std::io::Error>() {
+        return explain(error);
+    }
     Some(match error.downcast_ref::<Error>()? {
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the other side does not speak TLS: has it been started without certificates?".to_owned()
