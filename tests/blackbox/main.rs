@@ -32,6 +32,7 @@ mod smoke;
 mod steady;
 mod streamspace;
 mod streamspace_faults;
+mod tls;
 mod transfer;
 mod v2_agent;
 mod wire;

@@ -141,8 +141,8 @@ struct Service {
 
 impl Service {
     async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Self, Error> {
-        let client =
-            Client::new(&options.servers, Some(options.token.clone()))?.with_deadline(REGISTER_WITHIN);
+        let client = Client::with_trust(&options.servers, Some(options.token.clone()), &options.trust)?
+            .with_deadline(REGISTER_WITHIN);
         let path = membership_path(&options);
         let membership = {
             let path = path.clone();
@@ -304,6 +304,7 @@ impl Service {
         let ask = (self.cluster.is_none() && runtime.is_shared()).then(|| self.client.clone());
         let address = Address {
             server: self.options.servers[self.server % self.options.servers.len()].clone(),
+            tls: self.client.tls(),
             token: self.options.token.clone(),
             agent: self.options.agent_id.clone(),
             replica: self.options.replica.clone(),

@@ -12,6 +12,7 @@ use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_config::{AgentConfig, RuntimeKind};
+use crate::args::trust;
 use crate::config::{UsageError, required, secret_file};
 use crate::join;
 use crate::lifeline::Lifeline;
@@ -49,10 +50,15 @@ async fn options(config: &AgentConfig) -> anyhow::Result<Options> {
         .filter(|s| !s.is_empty())
         .collect();
     let agent_id = required(config.agent_id.clone(), "agent-id")?;
+    let trust = trust(
+        config.ca_file.as_ref(),
+        config.cert_file.as_ref(),
+        config.key_file.as_ref(),
+    )?;
     let data = required(config.data.clone(), "data")?;
     let token = match (&config.token, &config.token_file) {
         (None, None) if let Some(join) = &config.join_token_file => {
-            join::agent_token(&servers, &agent_id, &data, join).await?
+            join::agent_token(&servers, &agent_id, &data, join, &trust).await?
         }
         (Some(token), None) => token.clone(),
         (None, Some(file)) => secret_file(file)?,
@@ -79,6 +85,7 @@ async fn options(config: &AgentConfig) -> anyhow::Result<Options> {
     Ok(Options {
         agent_id,
         servers,
+        trust,
         token,
         replica: config.replica.clone(),
         lease_ttl,

@@ -8,6 +8,7 @@ use regent_types::duration::Span;
 use regent_types::{AgentId, Cpu, Memory, ReplicaName};
 use serde::{Deserialize, Serialize};
 
+use crate::args::Global;
 use crate::config::{Settings, load};
 
 /// What an agent runs sessions on.
@@ -103,6 +104,18 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<PathBuf>,
+    /// See [`Global`]: every command has these flags.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The same.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// The same.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_file: Option<PathBuf>,
     /// What placement calls it [default: the runtime].
     #[arg(long, value_name = "P")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -250,6 +263,9 @@ impl Settings for AgentConfig {
         "token",
         "token-file",
         "join-token-file",
+        "ca-file",
+        "cert-file",
+        "key-file",
         "runtime",
         "replica",
         "lease-ttl",
@@ -293,6 +309,13 @@ impl Settings for AgentConfig {
 }
 
 impl AgentConfig {
+    /// Takes what is given by flags of every command.
+    pub(crate) fn take_global(&mut self, global: &Global) {
+        self.ca_file.clone_from(&global.ca_file);
+        self.cert_file.clone_from(&global.cert_file);
+        self.key_file.clone_from(&global.key_file);
+    }
+
     /// The token is set in one of two ways. A flag of either stands for both: the client's `REGENT_TOKEN`, which
     /// many shells have, must not contradict it.
     pub(crate) fn load(file: Option<&Path>, flags: Self) -> anyhow::Result<Self> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format as _, Serialized, Toml};
@@ -157,7 +158,7 @@ pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
     use std::os::unix::fs::PermissionsExt as _;
     let about = |what: &str| UsageError(format!("the secret file {} {what}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
+    if !regent_tls::owner_only(metadata.permissions().mode()) {
         return Err(about("may be read by others: run chmod 600 on it").into());
     }
     let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
@@ -261,6 +262,37 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bootstrap_password_file: Option<PathBuf>,
+    /// Connections to the HTTP port at once from one address [default: 15000, half of all]. Agents that are connected
+    /// do not count.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections_per_address: Option<NonZeroUsize>,
+    /// Requests a second with one API token, an admin's excepted; more are answered 429 [default: 5000].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests_per_second: Option<NonZeroU32>,
+    /// This node's certificate, for the other nodes and for clients; `regent cert` makes them. Needs --tls-key and
+    /// --tls-ca. New files are taken up while the node runs; SIGHUP does it at once.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of the certificate, readable by its owner only.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The CA of the cluster: other nodes must have a certificate of it.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Clients and agents must have a certificate of the CA too, beside their token.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) tls_clients: bool,
+    /// No TLS, though --http or --peer is no loopback address: everything, tokens included, crosses the network as it
+    /// is.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) plaintext: bool,
     /// Part of `regent dev`: leases may be as short as 100 ms.
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -269,6 +301,20 @@ pub(crate) struct ServerConfig {
     #[arg(long, hide = true, value_name = "PID:STARTTIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lifeline: Option<String>,
+}
+
+impl ServerConfig {
+    /// Where others reach this node's REST API.
+    pub(crate) fn advertised_http(&self, http: SocketAddr) -> String {
+        let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
+        let given = self.advertise_http.clone();
+        given.unwrap_or_else(|| format!("{scheme}://{http}"))
+    }
+
+    /// Where the other nodes reach this node.
+    pub(crate) fn advertised_peer(&self, peer: SocketAddr) -> String {
+        self.advertise_peer.clone().unwrap_or_else(|| peer.to_string())
+    }
 }
 
 impl Settings for ServerConfig {
@@ -294,6 +340,13 @@ impl Settings for ServerConfig {
         "backup-keep",
         "bootstrap-token-file",
         "bootstrap-password-file",
+        "connections-per-address",
+        "requests-per-second",
+        "tls-cert",
+        "tls-key",
+        "tls-ca",
+        "tls-clients",
+        "plaintext",
     ];
     const LISTS: &'static [&'static str] = &[];
 }

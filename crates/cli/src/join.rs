@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use regent_client::{Client, Error};
+use regent_client::{Client, Error, Trust};
 use regent_server::Joining;
 use regent_types::AgentId;
 
+use crate::args::trust;
 use crate::config::{ServerConfig, UsageError, required, secret_file};
-use crate::secrets::write_secret;
+use crate::secrets;
+use crate::server::tls;
 
 /// Where a node that joined keeps the cluster's secret.
 const CLUSTER_SECRET: &str = "cluster-secret";
@@ -43,11 +45,15 @@ pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>
     let node = required(config.node_id, "node-id")?;
     let data = required(config.data.clone(), "data")?;
     let (http, peer) = (required(config.http, "http")?, required(config.peer, "peer")?);
-    let http = config
-        .advertise_http
-        .clone()
-        .unwrap_or_else(|| format!("http://{http}"));
-    let peer = config.advertise_peer.clone().unwrap_or_else(|| peer.to_string());
+    // What would be refused later is refused before anything is asked.
+    tls(config, node)?;
+    secrets::check_folder(&data)?;
+    let (http, peer) = (config.advertised_http(http), config.advertised_peer(peer));
+    let trust = trust(
+        config.tls_ca.as_ref(),
+        config.tls_cert.as_ref(),
+        config.tls_key.as_ref(),
+    )?;
     let store = config.log_store.unwrap_or_default().into();
     let kept = data.join(CLUSTER_SECRET);
 
@@ -56,13 +62,14 @@ pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>
         .with_context(|| format!("node {node} cannot join"))?;
     if joining.cluster().is_none() {
         let token = required(config.join_token_file.as_deref(), "join-token-file")?;
-        let client = Client::new(servers.split(','), Some(secret_file(token)?))?.with_deadline(ADMIT_WITHIN);
+        let client = Client::with_trust(servers.split(','), Some(secret_file(token)?), &trust)?
+            .with_deadline(ADMIT_WITHIN);
         let joined = client
             .join(&joining.request(&peer, &http))
             .await
             .with_context(|| format!("node {node} was not admitted"))?;
         // The secret first: what is settled asks nobody again.
-        write_secret(&kept, &joined.cluster_secret)?;
+        secrets::write(&kept, &joined.cluster_secret)?;
         joining.admitted(&joined).await?;
     }
     joining.close().await;
@@ -76,17 +83,18 @@ pub(crate) async fn agent_token(
     agent: &AgentId,
     data: &Path,
     join_token: &Path,
+    trust: &Trust,
 ) -> anyhow::Result<String> {
     let kept = data.join(AGENT_TOKEN);
     if kept.exists() {
         return secret_file(&kept);
     }
     std::fs::create_dir_all(data).with_context(|| format!("{} cannot be made", data.display()))?;
-    let client = Client::new(servers, Some(secret_file(join_token)?))?;
+    let client = Client::with_trust(servers, Some(secret_file(join_token)?), trust)?;
     match client.enrol_agent(agent).await {
         Ok(token) => {
             let secret = token.token.context("the answer holds no token")?;
-            write_secret(&kept, &secret)?;
+            secrets::write(&kept, &secret)?;
             Ok(secret)
         }
         // Another replica of this host was first.

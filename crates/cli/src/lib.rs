@@ -7,6 +7,7 @@
 mod agent;
 mod agent_config;
 mod args;
+mod certificates;
 mod config;
 mod debug;
 mod dev;
@@ -37,6 +38,7 @@ const USAGE: u8 = 2;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    regent_tls::install_provider();
     match Args::try_parse() {
         Ok(args) => run(args).unwrap_or_else(|error| {
             output::error(&error);
@@ -63,10 +65,13 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             logging::start(args.global.log_format)?;
             threads()?.block_on(server::run(config::load(config, *flags)?))
         }
-        Command::Agent(noun::agent::Command::Run(flags)) => {
+        Command::Agent(noun::agent::Command::Run(mut flags)) => {
             logging::start(args.global.log_format)?;
+            flags.take_global(&args.global);
             threads()?.block_on(agent::run(agent_config::AgentConfig::load(config, *flags)?))
         }
+        Command::Ca(ca) => certificates::make_ca(&ca, args.global.output).map(|()| ExitCode::SUCCESS),
+        Command::Cert(command) => certificates::make(command, args.global.output).map(|()| ExitCode::SUCCESS),
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use regent_tls::{ClientConfig, Trust};
 use regent_types::cluster::INDEX_HEADER;
 use regent_types::{Code, Problem, Revision};
 use reqwest::header::{ETAG, HeaderMap, HeaderValue};
@@ -60,6 +61,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     http: reqwest::Client,
+    tls: Arc<ClientConfig>,
     servers: Vec<Url>,
     /// The server that answered last: the next call begins there.
     preferred: AtomicUsize,
@@ -214,11 +216,21 @@ pub(crate) struct Failure {
 }
 
 impl Client {
-    /// A client of the cluster whose nodes have these URLs, such as `http://127.0.0.1:8000`. They are
-    /// asked in turn. Without a token only login and the status routes are answered.
+    /// A client of the cluster whose nodes have these URLs, such as `https://10.0.0.1:8000`. They are
+    /// asked in turn. Without a token only login and the status routes are answered. Nodes with `https` are believed
+    /// when this machine trusts their certificates; a cluster's own CA is for [`Client::with_trust`].
     pub fn new<S: AsRef<str>>(
         servers: impl IntoIterator<Item = S>,
         token: Option<String>,
+    ) -> Result<Self, Error> {
+        Self::with_trust(servers, token, &Trust::default())
+    }
+
+    /// As [`Client::new`], believing these certificates. The files are read now, and only if a URL is `https`.
+    pub fn with_trust<S: AsRef<str>>(
+        servers: impl IntoIterator<Item = S>,
+        token: Option<String>,
+        trust: &Trust,
     ) -> Result<Self, Error> {
         let servers: Vec<Url> = servers
             .into_iter()
@@ -229,7 +241,16 @@ impl Client {
         if servers.is_empty() {
             return Err(Error::Configuration("no server is given".to_owned()));
         }
+        // Other clients in this process may want the default that this one does without.
+        regent_tls::install_provider();
+        let tls = if servers.iter().any(|server| server.scheme() == "https") {
+            trust.client_config()
+        } else {
+            Trust::none()
+        }
+        .map_err(|error| Error::Configuration(error.to_string()))?;
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(ClientConfig::clone(&tls))
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("regent/", env!("CARGO_PKG_VERSION")))
@@ -238,6 +259,7 @@ impl Client {
         Ok(Self {
             shared: Arc::new(Shared {
                 http,
+                tls,
                 servers,
                 preferred: AtomicUsize::new(0),
             }),
@@ -281,11 +303,17 @@ impl Client {
         Self {
             shared: Arc::new(Shared {
                 http: self.shared.http.clone(),
+                tls: self.shared.tls.clone(),
                 servers: vec![server],
                 preferred: AtomicUsize::new(0),
             }),
             ..self.clone()
         }
+    }
+
+    /// What its connections over TLS go by, for other connections to the same nodes.
+    pub fn tls(&self) -> Arc<ClientConfig> {
+        self.shared.tls.clone()
     }
 
     /// All servers, in the order given.
@@ -599,9 +627,9 @@ fn parse_server(text: &str) -> Result<Url, Error> {
         .parse()
         .map_err(|error| Error::Configuration(format!("{text:?} is not the URL of a server: {error}")))?;
     match url.scheme() {
-        "http" if url.has_host() => Ok(url),
+        "http" | "https" if url.has_host() => Ok(url),
         other => Err(Error::Configuration(format!(
-            "{text:?} is not the URL of a server: it begins with {other}://, not http://"
+            "{text:?} is not the URL of a server: it begins with {other}://, not http:// or https://"
         ))),
     }
 }

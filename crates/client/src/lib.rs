@@ -49,4 +49,5 @@ pub use error::Error;
 pub use events::EventFilter;
 pub use leases::{Leader, LeaseState};
 pub use page::Page;
+pub use regent_tls::{ClientConfig, Identity, Trust};
 pub use sessions::{SessionFilter, Tagged};

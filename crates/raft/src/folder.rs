@@ -4,6 +4,9 @@
 //! for as long as the node lives. The lock belongs to the open file: the kernel releases it with the process,
 //! however that ends, so there is no stale lock to clean up.
 //!
+//! It is made so that nobody but its owner may enter: the state has hashes of passwords and tokens, and whoever could
+//! write there would be the cluster. One that others may enter is refused by who starts a node.
+//!
 //! ```text
 //! <data>/lock         this lock, with the pid of the holder for people
 //! <data>/log/         the sled database: log, vote, metadata
@@ -14,6 +17,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// A locked data folder. The lock is held until this is dropped.
@@ -65,7 +69,11 @@ impl DataFolder {
             path: path.to_owned(),
             source,
         };
-        std::fs::create_dir_all(path).map_err(failed)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed)?;
         let lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -125,6 +133,16 @@ mod tests {
         assert!(refused.to_string().contains("in use by another process"));
         drop(first);
         DataFolder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_new_folder_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("node-1");
+        drop(DataFolder::open(&path).unwrap());
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     /// Another thread starts a program: between fork and exec its child has a copy of every open file.

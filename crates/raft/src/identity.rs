@@ -179,6 +179,11 @@ pub(crate) enum Refusal {
         cluster: String,
         at: Revision,
     },
+    #[error(
+        "a certificate of node {proven} was shown by a peer that is to be node {claimed}: start each node with the \
+         certificate and key that were made for it"
+    )]
+    Certificate { claimed: NodeId, proven: NodeId },
 }
 
 impl Refusal {
@@ -198,7 +203,8 @@ impl Refusal {
             | Self::WrongNode { .. }
             | Self::Members { .. }
             | Self::Cluster { .. }
-            | Self::NotSettled => false,
+            | Self::NotSettled
+            | Self::Certificate { .. } => false,
         }
     }
 }
@@ -449,7 +455,6 @@ pub(crate) fn new_cluster_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Published, View};
 
     const MINE: Incarnation = Incarnation([1; 16]);
     const PEER: Incarnation = Incarnation([2; 16]);
@@ -472,13 +477,7 @@ mod tests {
 
     /// Nothing is applied.
     fn roster() -> Roster {
-        Roster::new(Published::new(View {
-            state: regent_state::State::new(),
-            revision: Revision(7),
-            applied_index: 7,
-            last: None,
-            membership: Arc::default(),
-        }))
+        Roster::of_nobody(7)
     }
 
     fn node(settlement: Option<Settlement>) -> Identity {

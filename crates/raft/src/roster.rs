@@ -40,6 +40,18 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
+    /// Of a node that has applied so much and knows nobody.
+    #[cfg(test)]
+    pub(crate) fn of_nobody(applied: u64) -> Self {
+        Self::new(Published::new(crate::machine::View {
+            state: regent_state::State::new(),
+            revision: Revision(applied),
+            applied_index: applied,
+            last: None,
+            membership: Arc::default(),
+        }))
+    }
+
     pub(crate) fn new(published: Published) -> Self {
         Self {
             published,

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use regent_raft::{LogStore, MemoryDisk, SnapshotPolicy, Sockets};
+pub use regent_tls::{Credentials, Files, HttpClients};
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -62,8 +64,12 @@ pub struct Options {
     pub remove_dead_after: Option<Duration>,
     /// How many voters stay at least when dead ones are removed.
     pub min_voters: usize,
+    /// What one caller may take of this node.
+    pub limits: Limits,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
+    /// The certificates of this node, for peers and for HTTP; none is plain text.
+    pub tls: Option<Arc<Credentials>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
@@ -79,6 +85,29 @@ pub struct BackupSchedule {
     pub every: Duration,
     /// How many are kept; older ones are removed.
     pub keep: usize,
+}
+
+/// What one caller may take of a node, so that enough is left for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections to the HTTP port at once from one address; those that became sockets of agents do not count.
+    pub connections_per_address: NonZeroUsize,
+    /// Requests a second with one token, except an admin's.
+    pub requests_per_second: NonZeroU32,
+}
+
+impl Default for Limits {
+    /// Half of all the connections that there may be: whoever takes what it can leaves as much to the others, and
+    /// thousands of clients behind one address are still served. Requests: above any program that is in its right
+    /// mind, and a fraction of what a node can answer.
+    fn default() -> Self {
+        Self {
+            connections_per_address: const {
+                NonZeroUsize::new(crate::listener::MAX_CONNECTIONS / 2).expect("not 0")
+            },
+            requests_per_second: const { NonZeroU32::new(5_000).expect("not 0") },
+        }
+    }
 }
 
 impl Options {
@@ -105,7 +134,9 @@ impl Options {
             backups: None,
             remove_dead_after: None,
             min_voters: DEFAULT_MIN_VOTERS,
+            limits: Limits::default(),
             sockets: None,
+            tls: None,
             http_listener: None,
             peer_listener: None,
         }

@@ -4,7 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Tcp, Timing};
+use regent_raft::{
+    ClusterSecret, Node, Places, SecretTooShort, Sockets, StartError, Storage, Tcp, Timing, Tls,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,10 +67,13 @@ impl Server {
     /// the cluster is formed and serves is for `/readyz` to say.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         options.check().map_err(Error::Options)?;
+        regent_tls::install_provider();
+        let tls = options.tls.clone();
         let (http_port, peer_listener) = open(&mut options).await?;
         let (http_addr, peer_addr) = (options.http, options.peer);
         if options.advertise_http.is_empty() {
-            options.advertise_http = format!("http://{http_addr}");
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            options.advertise_http = format!("{scheme}://{http_addr}");
         }
         if options.advertise_peer.is_empty() {
             options.advertise_peer = peer_addr.to_string();
@@ -95,7 +100,7 @@ impl Server {
             timing: Timing::default(),
             snapshots: options.snapshots.clone(),
             listener: peer_listener,
-            sockets: options.sockets.clone().unwrap_or_else(|| Arc::new(Tcp)),
+            sockets: sockets(&options),
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
@@ -117,10 +122,14 @@ impl Server {
         tasks.spawn(backups::run(service.clone(), stop.clone()));
         tasks.spawn(describe::run(service.clone(), stop.clone()));
         tasks.spawn(membership::run(service.clone(), stop.clone()));
+        if let Some(credentials) = tls {
+            tasks.spawn(credentials.follow(stop.clone()));
+        }
         tasks.close();
 
         let router = http::router(service.clone());
-        let http = tokio::spawn(http_port.serve(router, http_stop.clone()));
+        let places = Places::new(service.options().limits.connections_per_address);
+        let http = tokio::spawn(http_port.serve(router, places, http_stop.clone()));
         tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
         Ok(Self {
             service,
@@ -188,17 +197,28 @@ impl Server {
     }
 }
 
+/// What the nodes talk over.
+fn sockets(options: &Options) -> Arc<dyn Sockets> {
+    match (&options.sockets, &options.tls) {
+        (Some(simulated), _) => simulated.clone(),
+        (None, Some(credentials)) => Arc::new(Tls::new(credentials.clone())),
+        (None, None) => Arc::new(Tcp),
+    }
+}
+
 /// The port of REST and gateway.
 enum HttpPort {
     Tcp(tokio::net::TcpListener),
+    Tls(listener::Secured),
     Simulated(listener::Simulated),
 }
 
 impl HttpPort {
-    async fn serve(self, router: axum::Router, stop: CancellationToken) {
+    async fn serve(self, router: axum::Router, places: Places, stop: CancellationToken) {
         match self {
-            Self::Tcp(listener) => listener::serve(listener, router, stop).await,
-            Self::Simulated(port) => listener::serve(port, router, stop).await,
+            Self::Tcp(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Tls(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Simulated(port) => listener::serve(port, router, places, stop).await,
         }
     }
 }
@@ -216,7 +236,11 @@ async fn open(options: &mut Options) -> Result<(HttpPort, Option<TcpListener>), 
     (options.http, options.peer) = (address(&http)?, address(&peer)?);
     let address = options.http;
     let http = tokio::net::TcpListener::from_std(http).map_err(|source| Error::Listen { address, source })?;
-    Ok((HttpPort::Tcp(http), Some(peer)))
+    let port = match &options.tls {
+        Some(credentials) => HttpPort::Tls(listener::Secured::new(http, credentials.clone())),
+        None => HttpPort::Tcp(http),
+    };
+    Ok((port, Some(peer)))
 }
 
 fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Error> {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::describe::Descriptions;
 use crate::gateway::Registry;
+use crate::http::Rates;
 use crate::options::Options;
 use crate::waiting::Waiters;
 use crate::{activity, keepalive};
@@ -41,6 +42,7 @@ struct Inner {
     registry: Registry,
     waiters: Waiters,
     descriptions: Descriptions,
+    rates: Rates,
     stop: CancellationToken,
     draining: AtomicBool,
 }
@@ -71,6 +73,7 @@ impl Service {
         let inner = Inner {
             node,
             waiters,
+            rates: Rates::new(options.limits.requests_per_second),
             options,
             leases,
             activity,
@@ -117,6 +120,11 @@ impl Service {
     /// What the nodes said of themselves.
     pub(crate) fn descriptions(&self) -> &Descriptions {
         &self.inner.descriptions
+    }
+
+    /// How often each token may ask.
+    pub(crate) fn rates(&self) -> &Rates {
+        &self.inner.rates
     }
 
     /// Cancelled when the node stops; long-lived answers (event streams) end then.

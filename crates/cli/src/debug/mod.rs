@@ -101,7 +101,7 @@ async fn gather(bundle: &mut Bundle, global: &Global) -> anyhow::Result<()> {
     let cluster = client.cluster().await;
     bundle.json("cluster.json", &or_why(&cluster))?;
     for (name, url) in nodes(&client, cluster.as_ref().ok()) {
-        let node = noun::client_of(&url)?;
+        let node = noun::client_of(&url, global)?;
         for (file, path) in [
             ("cluster.json", "/api/v1/cluster"),
             ("version.json", "/version"),

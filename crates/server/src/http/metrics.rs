@@ -76,6 +76,12 @@ fn sample(service: &Service) {
     let state = &view.state;
     gauge("regent_applied_revision", view.revision.0);
     gauge("regent_ready", u64::from(service.is_ready().is_ok()));
+    if let Some(tls) = &service.options().tls {
+        gauge(
+            "regent_certificate_expiry_timestamp_seconds",
+            tls.not_after().max(0).cast_unsigned(),
+        );
+    }
     for member in &status.members {
         let reachable = member.reachable || member.id == status.node;
         metrics::gauge!("regent_member_reachable", "member" => member.id.to_string())

@@ -27,6 +27,7 @@ mod paging;
 pub(crate) mod passwords;
 pub(crate) mod problem;
 mod query;
+mod rates;
 mod reply;
 mod router;
 mod sessions;
@@ -35,4 +36,5 @@ mod tokens;
 mod users;
 mod view;
 
+pub(crate) use rates::Rates;
 pub(crate) use router::router;

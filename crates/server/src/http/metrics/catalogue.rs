@@ -306,6 +306,30 @@ pub(super) const METRICS: &[(&str, Kind, &[&str], &str)] = &[
         "Leases expired by this node while it led",
     ),
     (
+        "regent_certificate_expiry_timestamp_seconds",
+        Gauge,
+        &[],
+        "When this node's certificate ends, in seconds since 1970; 0 without TLS",
+    ),
+    (
+        "regent_http_handshakes_failed_total",
+        Counter,
+        &["kind"],
+        "Connections to the HTTP port that did not become TLS",
+    ),
+    (
+        "regent_http_connections_refused_total",
+        Counter,
+        &[],
+        "Connections closed because their address had too many",
+    ),
+    (
+        "regent_requests_limited_total",
+        Counter,
+        &[],
+        "Requests refused because their token asked too often",
+    ),
+    (
         "regent_backups_total",
         Counter,
         &["outcome"],
