@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::ServerConfig;
-use crate::{dev, internal, logging, noun, output};
+use crate::{dev, internal, logging, manual, noun, output};
 
 /// A highly available control plane with no database beside it.
 #[derive(Debug, Parser)]
@@ -89,6 +89,10 @@ pub(crate) enum Command {
     /// Follow what happens.
     #[command(alias = "event")]
     Events(noun::events::EventsArgs),
+    /// Print the script by which a shell completes these commands.
+    Completion(manual::CompletionArgs),
+    /// Write the manual pages.
+    Man(manual::ManArgs),
     /// The version of this program.
     Version,
     /// What other commands start; not for people.

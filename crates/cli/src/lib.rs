@@ -15,10 +15,13 @@ mod hold;
 mod internal;
 mod lifeline;
 mod logging;
+mod manual;
+mod node_id;
 mod noun;
 mod output;
 mod runtimes;
 mod server;
+mod supervisor;
 
 use std::process::ExitCode;
 
@@ -63,6 +66,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             logging::start(args.global.log_format)?;
             threads()?.block_on(agent::run(agent_config::AgentConfig::load(config, *flags)?))
         }
+        Command::Completion(args) => manual::completion(&args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => manual::pages(&args).map(|()| ExitCode::SUCCESS),
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.

@@ -61,7 +61,11 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Login(args) => login::run(&client()?, args, format).await,
         Command::Events(args) => events::run(&client()?, args, format).await,
         Command::Version => output::version(format),
-        Command::Dev(_) | Command::Server(_) | Command::Internal { .. } => {
+        Command::Dev(_)
+        | Command::Server(_)
+        | Command::Completion(_)
+        | Command::Man(_)
+        | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
     }
