@@ -20,6 +20,7 @@ mod keepalives;
 mod lease_hold;
 mod leases;
 mod liveness;
+mod manual;
 mod membership;
 mod node_loss;
 mod nothing_left;

@@ -89,7 +89,7 @@ async fn who_may_not_join_is_told_why_and_what_to_do() {
     let refused = |answer: Result<_, Error>| match answer {
         Err(Error::Problem(problem)) => (problem.code, problem.detail),
         Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it was admitted"),
+        Ok(()) => panic!("it was admitted"),
     };
     // An API token is none, even an admin's, and what is made up is none.
     let stranger = client.with_token("regent-nobody-has-made-this-token").unwrap();

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use regent_client::{Identity, Trust};
 
 use crate::config::{ServerConfig, UsageError};
-use crate::{certificates, debug, dev, internal, logging, noun, output};
+use crate::{certificates, debug, dev, internal, logging, manual, noun, output};
 
 /// A highly available control plane with no database beside it.
 #[derive(Debug, Parser)]
@@ -154,6 +154,10 @@ pub(crate) enum Command {
     Events(noun::events::EventsArgs),
     /// Gather what a report of a fault needs into one file, without secrets.
     Debug(debug::DebugArgs),
+    /// Print the script by which a shell completes these commands.
+    Completion(manual::CompletionArgs),
+    /// Write the manual pages.
+    Man(manual::ManArgs),
     /// The version of this program.
     Version,
     /// What other commands start; not for people.

@@ -153,12 +153,12 @@ pub(crate) fn required<T>(value: Option<T>, key: &str) -> Result<T, UsageError> 
     })
 }
 
-/// Reads a secret from a file that only its owner may read.
+/// Reads a secret from a file that only its owner may read. One that belongs to root may be readable by a group too,
+/// as Kubernetes gives secrets to programs that are not root (`fsGroup`).
 pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
-    use std::os::unix::fs::PermissionsExt as _;
     let about = |what: &str| UsageError(format!("the secret file {} {what}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
-    if !regent_tls::owner_only(metadata.permissions().mode()) {
+    if !regent_tls::is_secret(&metadata) {
         return Err(about("may be read by others: run chmod 600 on it").into());
     }
     let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
@@ -174,9 +174,13 @@ pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct ServerConfig {
-    /// This node's id: 1 and up, different on each node, never used again.
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// This node's id: 1 and up, different on each node, never used again. `from-hostname` takes the number at the end of
+    /// this host's name, plus one: regent-0 is node 1.
+    #[arg(long, value_name = "N", value_parser = crate::node_id::parse)]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::node_id::deserialize"
+    )]
     pub(crate) node_id: Option<NodeId>,
     /// Folder for this node's data. Losing it means that the node joins again under a new id.
     #[arg(long, value_name = "DIR")]
@@ -513,6 +517,37 @@ mod tests {
         assert_eq!(config.labels, ["a=b", "c=d"]);
         let error = read(&[("max_sessions", "many")]).unwrap_err().to_string();
         assert!(error.contains("REGENT_MAX_SESSIONS"), "{error}");
+    }
+
+    #[test]
+    fn the_files_that_are_shipped_for_systemd_are_read() {
+        let shipped = |name| {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../deploy/systemd")
+                .join(name)
+        };
+        let node = load(Some(&shipped("node.toml")), ServerConfig::default()).unwrap();
+        assert_eq!(
+            (node.node_id, node.members.unwrap().0.len()),
+            (Some(NodeId(1)), 3)
+        );
+        let agent = load(Some(&shipped("agent.toml")), AgentConfig::default()).unwrap();
+        assert!(agent.token_file.is_some());
+    }
+
+    #[test]
+    fn a_node_id_may_be_a_number_or_come_from_the_name_of_the_host() {
+        let number = file("node-id = 3\n");
+        let config = load(Some(number.path()), ServerConfig::default()).unwrap();
+        assert_eq!(config.node_id, Some(NodeId(3)));
+        let wrong = file("node-id = \"from-host\"\n");
+        let error = load(Some(wrong.path()), ServerConfig::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("from-host") && error.contains("from-hostname"),
+            "{error}"
+        );
     }
 
     #[test]

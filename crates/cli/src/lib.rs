@@ -18,12 +18,15 @@ mod internal;
 mod join;
 mod lifeline;
 mod logging;
+mod manual;
+mod node_id;
 mod noun;
 mod output;
 mod recovery;
 mod runtimes;
 mod secrets;
 mod server;
+mod supervisor;
 
 use std::process::ExitCode;
 
@@ -72,6 +75,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Ca(ca) => certificates::make_ca(&ca, args.global.output).map(|()| ExitCode::SUCCESS),
         Command::Cert(command) => certificates::make(command, args.global.output).map(|()| ExitCode::SUCCESS),
+        Command::Completion(args) => manual::completion(&args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => manual::pages(&args).map(|()| ExitCode::SUCCESS),
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.

@@ -19,6 +19,7 @@ use crate::config::{ServerConfig, UsageError, required, secret_file};
 use crate::join;
 use crate::lifeline::Lifeline;
 use crate::secrets;
+use crate::supervisor;
 
 /// Shorter ones can be guessed.
 const MIN_SECRET: usize = 16;
@@ -54,13 +55,19 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
         () = signals.end() => return Ok(ExitCode::SUCCESS),
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
     };
+    let serving = async {
+        server.ready().await;
+        supervisor::ready();
+        server.failed().await
+    };
     let failure = tokio::select! {
-        reason = server.failed() => Some(reason),
         never = look_when_told(hangup, tls) => match never {},
+        reason = serving => Some(reason),
         () = signals.end() => None,
         // Nobody is left to serve, and nothing may be left behind.
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
     };
+    supervisor::stopping();
     server.shutdown().await;
     match failure {
         None => Ok(ExitCode::SUCCESS),

@@ -38,9 +38,8 @@ mod waiting;
 
 pub use joining::{JoinError, Joining};
 pub use options::{
-    BackupSchedule, Credentials, DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, Files, HttpClients,
-    Limits, LogStore, MemoryDisk,
-    Options, SnapshotPolicy, Sockets,
+    BackupSchedule, Credentials, DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, Files,
+    HttpClients, Limits, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

@@ -390,7 +390,14 @@ mod tests {
         }
 
         fn next(&self, supports: impl Fn(NodeId) -> Option<u32>) -> Option<Step> {
-            next(&self.state, &self.consensus, &self.health, (ME, self.now), supports, self.burial)
+            next(
+                &self.state,
+                &self.consensus,
+                &self.health,
+                (ME, self.now),
+                supports,
+                self.burial,
+            )
         }
     }
 
@@ -403,14 +410,21 @@ mod tests {
     fn a_new_member_gets_the_log_and_a_vote_once_it_was_well_for_a_while() {
         let mut story = Story::new();
         story.admit(4);
-        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Add(NodeId(4))));
+        assert_eq!(
+            story.after(Duration::ZERO, &[1, 2, 3]),
+            Some(Step::Add(NodeId(4)))
+        );
         story.consensus.learners.insert(NodeId(4));
         let long = HEALTHY_FOR + Duration::from_secs(1);
         assert_eq!(story.after(long, &[1, 2, 3]), None, "nothing is known of it");
         story.consensus.behind.insert(NodeId(4), CAUGHT_UP + 1);
         assert_eq!(story.after(long, &[1, 2, 3, 4]), None, "it is behind");
         story.consensus.behind.insert(NodeId(4), CAUGHT_UP);
-        assert_eq!(story.after(HEALTHY_FOR / 2, &[1, 2, 3, 4]), None, "not for long enough");
+        assert_eq!(
+            story.after(HEALTHY_FOR / 2, &[1, 2, 3, 4]),
+            None,
+            "not for long enough"
+        );
         assert_eq!(story.after(HEALTHY_FOR, &[1, 2, 3]), None, "it was gone");
         let promote = Step::Promote([NodeId(4)].into());
         assert_eq!(story.after(HEALTHY_FOR, &[1, 2, 3, 4]), Some(promote));
@@ -420,9 +434,16 @@ mod tests {
     fn who_was_removed_is_taken_out_and_the_leader_hands_over_before() {
         let mut story = Story::new();
         story.remove(3);
-        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Expel(NodeId(3))));
+        assert_eq!(
+            story.after(Duration::ZERO, &[1, 2, 3]),
+            Some(Step::Expel(NodeId(3)))
+        );
         story.consensus.changing = true;
-        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3]), Some(Step::Finish), "one change at a time");
+        assert_eq!(
+            story.after(Duration::ZERO, &[1, 2, 3]),
+            Some(Step::Finish),
+            "one change at a time"
+        );
         story.consensus.changing = false;
         story.consensus.voters.remove(&NodeId(3));
         story.remove(1);
@@ -463,7 +484,11 @@ mod tests {
             story.consensus.voters.insert(NodeId(id));
         }
         assert_eq!(story.after(day / 2, &[1, 2, 4, 5]), Some(Step::Bury(NodeId(3))));
-        assert_eq!(story.after(Duration::ZERO, &[1, 2, 3, 4, 5]), None, "it came back");
+        assert_eq!(
+            story.after(Duration::ZERO, &[1, 2, 3, 4, 5]),
+            None,
+            "it came back"
+        );
         assert_eq!(story.after(day / 2, &[1, 2, 4]), None, "not dead for long enough");
         assert_eq!(story.after(day / 2, &[1, 2, 4]), Some(Step::Bury(NodeId(3))));
         assert_eq!(story.after(day, &[1, 2]), None, "no majority would stay");

@@ -19,6 +19,8 @@ use crate::{
     reconcile, waiting,
 };
 
+/// How often a node that starts looks whether it serves; what that depends on has no one event.
+const READY_EVERY: Duration = Duration::from_millis(100);
 /// How long agents may take to be let go, their disconnects written.
 const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
 /// How long requests in flight may take to finish.
@@ -125,6 +127,7 @@ impl Server {
         if let Some(credentials) = tls {
             tasks.spawn(credentials.follow(stop.clone()));
         }
+        tasks.spawn(service.clone().confirm(stop.clone()));
         tasks.close();
 
         let router = http::router(service.clone());
@@ -156,6 +159,13 @@ impl Server {
     #[doc(hidden)]
     pub fn node(&self) -> &Node {
         self.service.node()
+    }
+
+    /// Waits until the node serves, as `/readyz` would say.
+    pub async fn ready(&self) {
+        while self.service.is_ready().is_err() {
+            tokio::time::sleep(READY_EVERY).await;
+        }
     }
 
     /// Waits until the node cannot go on, and gives the reason. The process should then end with an error.

@@ -28,6 +28,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause between the reads of a node that has started, until one is confirmed.
+const CONFIRM_EVERY: Duration = Duration::from_millis(50);
+
 /// The parts of a node, for its routes and tasks.
 #[derive(Clone)]
 pub(crate) struct Service {
@@ -45,6 +48,9 @@ struct Inner {
     rates: Rates,
     stop: CancellationToken,
     draining: AtomicBool,
+    /// A quorum has confirmed a read since this process began. Until then the leader that it knows, and that nobody is
+    /// missing, may be what it remembers from before.
+    confirmed: AtomicBool,
 }
 
 /// Why a write or a read was not answered.
@@ -81,6 +87,7 @@ impl Service {
             descriptions: Descriptions::default(),
             stop,
             draining: AtomicBool::new(false),
+            confirmed: AtomicBool::new(false),
         };
         Self {
             inner: Arc::new(inner),
@@ -188,7 +195,22 @@ impl Service {
 
     /// A linearizable view: everything that was acknowledged before the call is in it.
     pub(crate) async fn read(&self) -> Result<Arc<View>, ServiceError> {
-        Ok(self.inner.node.read(Instant::now() + REQUEST_DEADLINE).await?)
+        let view = self.inner.node.read(Instant::now() + REQUEST_DEADLINE).await?;
+        self.inner.confirmed.store(true, Ordering::SeqCst);
+        Ok(view)
+    }
+
+    /// Reads until a quorum has confirmed it once.
+    pub(crate) async fn confirm(self, stop: CancellationToken) {
+        let confirmed = async {
+            while self.read().await.is_err() {
+                tokio::time::sleep(CONFIRM_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = confirmed => {}
+            () = stop.cancelled() => {}
+        }
     }
 
     /// This node's id.
@@ -204,7 +226,10 @@ impl Service {
         }
         let status = self.inner.node.status();
         match status.health {
-            Health::Serving => {}
+            Health::Serving if self.inner.confirmed.load(Ordering::SeqCst) => {}
+            Health::Serving => {
+                reasons.push("the node is starting; it waits for a quorum to confirm a read".to_owned());
+            }
             Health::Starting(what) => reasons.push(format!("the node is starting; it waits for {what}")),
             Health::NoQuorum => reasons.push("the node reaches no quorum".to_owned()),
             Health::Diverged => reasons.push("the node's state differs from the majority's".to_owned()),

@@ -1,6 +1,7 @@
 //! PEM files. Invariant: a key that anybody but its owner may read is never used.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
@@ -44,10 +45,24 @@ pub(crate) struct Contents {
 
 /// What a mode gives to the group and to everybody else.
 const OTHERS: u32 = 0o077;
+/// The same, but that the group may read.
+const OTHERS_BUT_GROUP_READS: u32 = 0o037;
 
 /// Whether only the owner may read or write a file or folder with this mode.
 pub fn owner_only(mode: u32) -> bool {
     mode & OTHERS == 0
+}
+
+/// Whether a secret file is one. That of root may be readable by a group too when this process is not root's: so
+/// Kubernetes gives secrets to programs that are not (`fsGroup`).
+pub fn is_secret(file: &Metadata) -> bool {
+    let of_root_for_others = file.uid() == 0 && !rustix::process::geteuid().is_root();
+    let forbidden = if of_root_for_others {
+        OTHERS_BUT_GROUP_READS
+    } else {
+        OTHERS
+    };
+    file.permissions().mode() & forbidden == 0
 }
 
 /// A file that is no secret.
@@ -68,7 +83,7 @@ pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, Error> {
         path: path.to_owned(),
         source,
     })?;
-    if !owner_only(metadata.permissions().mode()) {
+    if !is_secret(&metadata) {
         return Err(Error::Loose(path.to_owned()));
     }
     read(path)

@@ -25,7 +25,7 @@ use rustls::crypto::{CryptoProvider, ring};
 pub use credentials::{CHECK_EVERY, Credentials, HttpClients};
 pub use error::{Error, NoNode};
 pub use explain::explain;
-pub use files::{Files, owner_only};
+pub use files::{Files, is_secret, owner_only};
 pub use names::{PEER_HOST, is_host, node_host};
 pub use rustls::{ClientConfig, ServerConfig};
 pub use trust::{Identity, Trust};

@@ -76,6 +76,8 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         | Command::Ca(_)
         | Command::Cert(_)
         | Command::Server(_)
+        | Command::Completion(_)
+        | Command::Man(_)
         | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
