@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_cluster_that_is_as_it_should_be_is_left_alone() {
-        assert_eq!(Story::new().after(Duration::from_secs(60), &[1, 2, 3]), None);
+        assert_eq!(Story::new().after(Duration::from_mins(1), &[1, 2, 3]), None);
     }
 
     #[test]
@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn the_dead_are_removed_only_when_asked_for_and_when_enough_stay() {
-        let day = Duration::from_secs(86_400);
+        let day = Duration::from_hours(24);
         let mut story = Story::new();
         assert_eq!(story.after(day, &[1, 2]), None, "off by default");
         story.burial = Some(Burial {
