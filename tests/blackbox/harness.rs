@@ -160,6 +160,21 @@ impl Dev {
         self.file.agents[0].id.clone()
     }
 
+    /// Waits until the cluster has written down who founded it, a moment after its first start: after that it writes
+    /// nothing by itself.
+    pub(crate) async fn written_down(&self) {
+        let client = self.client();
+        eventually("the members in the table of members", || async {
+            let cluster = client.cluster().await.ok()?;
+            cluster
+                .members
+                .iter()
+                .all(|member| member.since.is_some())
+                .then_some(())
+        })
+        .await;
+    }
+
     /// The index of the node that leads.
     pub(crate) async fn leader(&self) -> usize {
         let client = self.client();
