@@ -54,6 +54,15 @@ pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>
         config.tls_cert.as_ref(),
         config.tls_key.as_ref(),
     )?;
+    for server in servers.split(',').map(str::trim).filter(|_| !config.plaintext) {
+        if !is_private(server) {
+            return Err(UsageError(format!(
+                "join {server}: the join token and the cluster's secret would cross the network in plain text; give https \
+                 URLs, or --plaintext to have it so"
+            ))
+            .into());
+        }
+    }
     let store = config.log_store.unwrap_or_default().into();
     let kept = data.join(CLUSTER_SECRET);
 
@@ -74,6 +83,17 @@ pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>
     }
     joining.close().await;
     Ok(Some(kept))
+}
+
+/// Whether what is said to this server stays private: over TLS, or within this machine.
+fn is_private(server: &str) -> bool {
+    let Some(rest) = server.strip_prefix("http://") else {
+        return true;
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    address == "localhost" || address.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 /// The token of an agent that was given a join token: fetched at its first start, kept from then on. Replicas that
@@ -100,5 +120,30 @@ pub(crate) async fn agent_token(
         // Another replica of this host was first.
         Err(Error::Problem(_)) if kept.exists() => secret_file(&kept),
         Err(error) => Err(error).with_context(|| format!("agent {agent} got no token for its join token")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_private;
+
+    #[test]
+    fn plain_text_is_private_within_this_machine_only() {
+        for private in [
+            "https://10.0.0.1:8000",
+            "http://127.7.0.1:8000/",
+            "http://[::1]:8000",
+            "http://localhost:80",
+        ] {
+            assert!(is_private(private), "{private}");
+        }
+        for open in [
+            "http://10.0.0.1:8000",
+            "http://node-1:8000",
+            "http://[fd00::1]:1",
+            "http://127.evil.example",
+        ] {
+            assert!(!is_private(open), "{open}");
+        }
     }
 }

@@ -169,6 +169,7 @@ pub(crate) enum Refusal {
         known: Incarnation,
         given: Incarnation,
     },
+    // What programs of the first feature level say; it stays for its place in the encoding.
     #[error("node {node} is not a member of cluster {cluster}")]
     NotAMember { node: NodeId, cluster: String },
     #[error("the identity is not settled yet")]
@@ -309,7 +310,7 @@ impl Identity {
 
     /// Whether a node was a member, and is none any more.
     pub(crate) fn was_removed(&self, node: NodeId) -> bool {
-        self.roster.standing(node) == Standing::Removed
+        self.roster.standing(node).0 == Standing::Removed
     }
 
     /// Where the settlement says that a node is.
@@ -350,7 +351,8 @@ impl Identity {
         let record = self.record.load();
         match &record.settlement {
             None => Ok(()),
-            Some(settlement) => self.known(settlement, node, given),
+            // Consensus or another member named it: it may have been admitted while this node was away.
+            Some(settlement) => self.known(settlement, node, given, true),
         }
     }
 
@@ -373,11 +375,11 @@ impl Identity {
                         ours: theirs.clone(),
                     });
                 }
-                self.known(ours, there, hello.incarnation)
+                self.known(ours, there, hello.incarnation, true)
             }
             // One of us that missed the settlement may still fetch it; whoever lost its data may not.
             (Some(ours), ClusterName::Forming(_)) => {
-                self.known(ours, there, hello.incarnation)?;
+                self.known(ours, there, hello.incarnation, false)?;
                 if settling {
                     Ok(())
                 } else {
@@ -413,18 +415,27 @@ impl Identity {
     }
 
     /// Whether a member speaks from the data folder that it is known by.
-    fn known(&self, settlement: &Settlement, node: NodeId, given: Incarnation) -> Result<(), Refusal> {
+    ///
+    /// `formed`: it belongs to this cluster, as only a folder can say that founded it or was admitted. Such a one may
+    /// be unknown here: it was admitted while this node was away, and it may be the very one that leads and brings
+    /// the entry that says so. A folder that has forgotten its votes has forgotten its cluster too.
+    fn known(
+        &self,
+        settlement: &Settlement,
+        node: NodeId,
+        given: Incarnation,
+        formed: bool,
+    ) -> Result<(), Refusal> {
         let cluster = settlement.cluster.clone();
         let settled = || settlement.members.get(&node.0).map(|member| member.incarnation);
-        let known = match self.roster.standing(node) {
+        let (standing, at) = self.roster.standing(node);
+        let known = match standing {
             Standing::Member(incarnation) => Some(incarnation),
             Standing::Unknown => settled(),
             Standing::Removed => None,
         };
-        let at = self.roster.revision();
         match known {
-            // It has joined and has not caught up: who came after it is not known here yet.
-            None if at < Revision(self.record.load().joined.unwrap_or(0)) => Err(Refusal::NotSettled),
+            None if formed && standing == Standing::Unknown => Ok(()),
             None => Err(Refusal::NotAMemberAt { node, cluster, at }),
             Some(known) if known == given => Ok(()),
             Some(known) => Err(Refusal::Forgotten {
@@ -551,7 +562,7 @@ mod tests {
         let node = node(Some(settlement("c")));
         let other = node.check_client(&hello(2, PEER, formed("d"), Purpose::Control), "");
         assert!(matches!(other, Err(Refusal::Cluster { .. })));
-        let stranger = node.check_client(&hello(3, NEW, formed("c"), Purpose::Control), "");
+        let stranger = node.check_client(&hello(3, NEW, forming(), Purpose::Control), "");
         assert!(matches!(
             stranger,
             Err(Refusal::NotAMemberAt {
@@ -566,6 +577,17 @@ mod tests {
             node.check_client(&lost, ""),
             Err(Refusal::WrongNode { .. })
         ));
+    }
+
+    /// The one that leads may have been admitted while this node was away, and only it can bring the entry that says so.
+    #[test]
+    fn a_member_that_is_not_known_here_yet_is_heard() {
+        let node = node(Some(settlement("c")));
+        for purpose in [Purpose::Control, Purpose::Log, Purpose::Snapshot, Purpose::Work] {
+            let admitted = hello(3, NEW, formed("c"), purpose);
+            assert_eq!(node.check_client(&admitted, ""), Ok(()), "{purpose:?}");
+        }
+        assert_eq!(node.check_server(NodeId(3), NEW), Ok(()));
     }
 
     /// A node that has just joined meets one that has not applied its admission yet.

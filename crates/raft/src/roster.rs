@@ -73,20 +73,23 @@ impl Roster {
         news
     }
 
-    pub(crate) fn standing(&self, node: NodeId) -> Standing {
+    /// What is known of a node, and up to which revision.
+    pub(crate) fn standing(&self, node: NodeId) -> (Standing, Revision) {
         let view = self.published.load();
-        match view.state.member(node) {
+        let standing = match view.state.member(node) {
             None => Standing::Unknown,
-            Some(member) if member.is_live() || self.configured.load().contains_key(&node) => {
+            Some(member) if member.is_live() || self.may_be_configured(node) => {
                 Standing::Member(Incarnation(member.incarnation))
             }
             Some(_) => Standing::Removed,
-        }
+        };
+        (standing, view.revision)
     }
 
-    /// Up to which revision it is known.
-    pub(crate) fn revision(&self) -> Revision {
-        self.published.load().revision
+    /// Whether consensus has not let a node go, or is not known yet: this node is starting.
+    fn may_be_configured(&self, node: NodeId) -> bool {
+        let configured = self.configured.load();
+        configured.is_empty() || configured.contains_key(&node)
     }
 
     /// Where a member said that it is, if it did.

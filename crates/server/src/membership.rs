@@ -138,6 +138,10 @@ async fn look(service: &Service, consensus: &Consensus, health: &mut Health) {
         min_voters: service.options().min_voters,
     });
     let supports = |id| {
+        // What it said before it went away may not be so any more.
+        if !reachable.contains(&id) {
+            return None;
+        }
         let described = service.descriptions().of(id);
         described.map(|description| description.supports)
     };
@@ -195,6 +199,12 @@ fn next(
     }
     let is_live = |id: &NodeId| state.member(*id).is_some_and(|member| member.is_live());
     if let Some(gone) = present.iter().find(|id| !is_live(id)) {
+        // Without a majority of those that stay the change would be begun and never end.
+        let stay: Vec<&NodeId> = consensus.voters.iter().filter(|id| *id != gone).collect();
+        let alive = stay.iter().filter(|id| !health.dead.contains_key(id));
+        if consensus.voters.contains(gone) && 2 * alive.count() <= stay.len() {
+            return None;
+        }
         return Some(if *gone == me {
             Step::HandOver
         } else {
@@ -447,6 +457,11 @@ mod tests {
         story.consensus.changing = false;
         story.consensus.voters.remove(&NodeId(3));
         story.remove(1);
+        assert_eq!(
+            story.after(Duration::ZERO, &[1]),
+            None,
+            "who stays cannot be reached"
+        );
         assert_eq!(story.after(Duration::ZERO, &[1, 2]), Some(Step::HandOver));
     }
 

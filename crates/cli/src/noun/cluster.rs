@@ -114,16 +114,10 @@ async fn add(client: &Client, expires_in: Option<Span>, format: Format) -> anyho
     };
     let token = client.create_token(&token).await?;
     let cluster = client.cluster().await?;
-    let free = cluster
-        .members
-        .iter()
-        .map(|member| member.id.0 + 1)
-        .max()
-        .unwrap_or(1);
     let servers: Vec<String> = cluster.members.into_iter().map(|member| member.http).collect();
     output::note(&format!(
         "the token below admits one node within {lasts}. On its machine, with the token in the file `join`:\n  \
-         regent server --node-id {free} --data DIR --http ADDR --peer ADDR --join {} --join-token-file join\n\
+         regent server --node-id N --data DIR --http ADDR --peer ADDR --join {} --join-token-file join\n\
          A node id is never used again: take one that no node of this cluster ever had.",
         servers.join(",")
     ));

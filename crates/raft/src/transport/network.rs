@@ -41,14 +41,14 @@ pub(crate) struct Factory {
 impl Factory {
     fn client(&self, target: u64, node: &Member, heartbeat: bool) -> Network {
         let target = NodeId(target);
-        // Consensus may name a member before anybody else here has heard of it.
-        let peer = self.peers.ensure(target, &node.peer);
+        let peers = self.peers.clone();
+        let addrs = peers.ensure(target, &node.peer).addrs.clone();
         Network {
             identity: self.identity.clone(),
+            peers,
             target,
-            log: (!heartbeat)
-                .then(|| LogLink::new(self.identity.clone(), target, peer.addrs.clone(), self.patience)),
-            peer,
+            addr: node.peer.clone(),
+            log: (!heartbeat).then(|| LogLink::new(self.identity.clone(), target, addrs, self.patience)),
         }
     }
 }
@@ -68,8 +68,10 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
 /// What one task of openraft talks to one peer through.
 pub(crate) struct Network {
     identity: Arc<Identity>,
+    peers: Arc<Peers>,
     target: NodeId,
-    peer: Arc<Peer>,
+    /// As consensus has it.
+    addr: String,
     /// Its own ordered connection for the log; a heartbeat goes over the control connection instead.
     log: Option<LogLink>,
 }
@@ -79,13 +81,18 @@ pub(crate) fn unreachable(why: impl ToString) -> RpcError {
 }
 
 impl Network {
+    /// Consensus may name a member before anybody else here has heard of it.
+    fn peer(&self) -> Arc<Peer> {
+        self.peers.ensure(self.target, &self.addr)
+    }
+
     async fn control(
         &self,
         request: Request,
         action: RPCTypes,
         option: &RPCOption,
     ) -> Result<Response, RpcError> {
-        let peer = &self.peer;
+        let peer = self.peer();
         let ttl = option.soft_ttl();
         match peer.control.call(request, Instant::now() + ttl).await {
             Ok(Response::Failed(why)) => Err(RPCError::Network(NetworkError::from_string(why))),
@@ -172,7 +179,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let addr = self.peer.addrs.current();
+        let addr = self.peer().addrs.current();
         let sending = super::snapshot::send(&self.identity, self.target, &addr, vote, snapshot, option);
         tokio::select! {
             result = sending => result,

@@ -249,9 +249,16 @@ pub(super) async fn token(
         login: None,
     };
     let presented = ids::secret_hash(&super::caller::presented(request.headers())?);
-    let view = service.node().view();
-    let joins = |token: &Arc<record::ApiToken>| matches!(token.subject, Subject::Join(_));
-    if view.state.token_by_hash(&presented).is_some_and(joins) {
+    let kind = |state: &regent_state::State| {
+        let token = state.token_by_hash(&presented)?;
+        Some(matches!(token.subject, Subject::Join(_)))
+    };
+    // One that is not known here may have been made a moment ago through another node.
+    let joins = match kind(&service.node().view().state) {
+        Some(joins) => joins,
+        None => kind(&service.read().await?.state) == Some(true),
+    };
+    if joins {
         let operation = Operation::EnrolAgent {
             join: presented,
             token: operation,

@@ -127,11 +127,14 @@ pub(super) async fn remove(
 ) -> Result<Response> {
     writing.caller.require(Role::Admin, "removing members")?;
     let service = &writing.service;
+    let table = service.read().await?;
     let status = service.node().status();
+    // Who is on the way out stays no more, though it still votes.
+    let is_live = |id| table.state.member(id).is_none_or(|member| member.is_live());
     let stay: Vec<_> = status
         .members
         .iter()
-        .filter(|member| member.voter && member.id != id)
+        .filter(|member| member.voter && member.id != id && is_live(member.id))
         .collect();
     let reachable = stay.iter().filter(|member| member.reachable).count();
     if reachable < stay.len() / 2 + 1 {
