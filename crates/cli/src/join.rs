@@ -109,7 +109,7 @@ pub(crate) async fn agent_token(
     if kept.exists() {
         return secret_file(&kept);
     }
-    std::fs::create_dir_all(data).with_context(|| format!("{} cannot be made", data.display()))?;
+    secrets::folder(data)?;
     let client = Client::with_trust(servers, Some(secret_file(join_token)?), trust)?;
     match client.enrol_agent(agent).await {
         Ok(token) => {

@@ -12,7 +12,7 @@ use openraft::storage::RaftLogStorage;
 use regent_state::{Plan, State};
 use regent_types::ClusterId;
 
-use super::{Founded, Founder, OfflineError, Terms, failed};
+use super::{Founded, Founder, OfflineError, Terms, failed, private};
 use crate::BackupInfo;
 use crate::config::{LeaderId, LogId, Member, SnapshotMeta, StoredMembership, Vote};
 use crate::identity::{Record, Settled, Settlement, new_cluster_id};
@@ -48,6 +48,7 @@ pub(super) async fn found(
     };
     fs::create_dir_all(parent).map_err(failed(parent, "cannot create the folder"))?;
     let aside = tempfile::Builder::new()
+        .permissions(private())
         .prefix(".regent-new-")
         .tempdir_in(parent)
         .map_err(failed(parent, "cannot create a folder in it"))?;

@@ -10,7 +10,9 @@ mod survivors;
 #[cfg(test)]
 mod tests;
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use regent_state::RestoreError;
@@ -21,6 +23,11 @@ use crate::folder::FolderError;
 use crate::log::{LogError, LogStore};
 use crate::snapshot::SnapshotError;
 use crate::{BackupInfo, backup};
+
+/// A folder with state in it is its owner's.
+fn private() -> Permissions {
+    Permissions::from_mode(0o700)
+}
 
 /// The one member of a new cluster.
 #[derive(Debug, Clone)]

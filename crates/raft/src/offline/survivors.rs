@@ -14,7 +14,7 @@ use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use regent_state::State;
 use regent_types::{NodeId, Revision};
 
-use super::{Founded, Founder, OfflineError, Terms, failed, found};
+use super::{Founded, Founder, OfflineError, Terms, failed, found, private};
 use crate::config::{LogId, Vote};
 use crate::folder::DataFolder;
 use crate::identity::Record;
@@ -91,6 +91,7 @@ impl Survivor {
     pub async fn inspect(data: &Path, scratch: &Path) -> Result<Self, OfflineError> {
         let log_store = LogStore::begun_in(data).ok_or_else(|| OfflineError::NoData(data.to_owned()))?;
         let copy = tempfile::Builder::new()
+            .permissions(private())
             .prefix(".regent-copy-")
             .tempdir_in(scratch)
             .map_err(failed(scratch, "cannot create a folder in it"))?;
