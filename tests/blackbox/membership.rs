@@ -198,6 +198,37 @@ async fn an_agent_exchanges_a_join_token_for_its_own_once() {
     ended(&dev, "edge-again", again, "got no token").await;
 }
 
+/// Only the one that leads can bring the entry that says who it is.
+#[tokio::test]
+async fn a_member_that_was_away_hears_a_leader_that_was_admitted_meanwhile() {
+    let mut dev = Dev::start();
+    let away = (dev.leader().await + 1) % 3;
+    let client = dev.client();
+    voters(&client, &[1, 2, 3]).await;
+    dev.kill_node(away);
+    let token = join_token(&client, "node").await;
+    let folder = dev.folder_of(4);
+    let new = add_node(&mut dev, 4, Some(&token), &folder);
+    let client = dev.client_of(new);
+    eventually("vote of the new node", || async {
+        let cluster = client.cluster().await.ok()?;
+        let voter = cluster
+            .members
+            .iter()
+            .any(|member| member.id == NodeId(4) && member.voter);
+        voter.then_some(())
+    })
+    .await;
+    client.transfer(Some(NodeId(4))).await.unwrap();
+    dev.restart_node(away);
+    eventually("return of the one that was away", || async {
+        let node = dev.client_of(away);
+        node.readyz().await.ok()?;
+        (node.cluster().await.ok()?.leader == Some(NodeId(4))).then_some(())
+    })
+    .await;
+}
+
 /// Taking out one of two that cannot both be spared is refused, and nothing is changed.
 #[tokio::test]
 async fn a_member_that_the_quorum_needs_stays() {
