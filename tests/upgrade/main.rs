@@ -4,6 +4,7 @@
 // All of it is a test. What is measured goes to stderr.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -128,6 +129,9 @@ fn previous() -> Option<PathBuf> {
 /// Ends a node in order and starts it with another program on its data.
 async fn exchange(dev: &mut Dev, node: usize, program: &Path) {
     stop(dev, node).await;
+    // The older program left it open to others; the newer one refuses that and says `chmod 700`.
+    let owner_only = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(&dev.file.nodes[node].data, owner_only).unwrap();
     program
         .display()
         .to_string()
