@@ -100,6 +100,8 @@ impl Dev {
         flags: &[&str],
         env: &[(&str, &str)],
     ) -> Self {
+        // What a test asks over HTTP by itself needs one too.
+        regent_tls::install_provider();
         let mut dev = Command::new(program)
             .args(["dev", "--http-port", "0", "--data"])
             .arg(folder.path())
