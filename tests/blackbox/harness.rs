@@ -85,7 +85,24 @@ impl Dev {
     }
 
     fn launch(folder: tempfile::TempDir, flags: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut dev = Command::new(REGENT)
+        Self::launch_program(Path::new(REGENT), folder, flags, env)
+    }
+
+    /// Of another program.
+    pub(crate) fn start_program(program: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap();
+        Self::launch_program(program, folder, &[], &[])
+    }
+
+    fn launch_program(
+        program: &Path,
+        folder: tempfile::TempDir,
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
+        // What a test asks over HTTP by itself needs one too.
+        regent_tls::install_provider();
+        let mut dev = Command::new(program)
             .args(["dev", "--http-port", "0", "--data"])
             .arg(folder.path())
             .args(flags)
@@ -143,6 +160,21 @@ impl Dev {
     /// The agent that came with it.
     pub(crate) fn agent_id(&self) -> AgentId {
         self.file.agents[0].id.clone()
+    }
+
+    /// Waits until the cluster has written down who founded it, a moment after its first start: after that it writes
+    /// nothing by itself.
+    pub(crate) async fn written_down(&self) {
+        let client = self.client();
+        eventually("the members in the table of members", || async {
+            let cluster = client.cluster().await.ok()?;
+            cluster
+                .members
+                .iter()
+                .all(|member| member.since.is_some())
+                .then_some(())
+        })
+        .await;
     }
 
     /// The index of the node that leads.
@@ -311,7 +343,7 @@ impl Dev {
         self.folder.take().expect("kept until the end")
     }
 
-    fn spawn(&self, name: &str, command: &[String]) -> u32 {
+    pub(crate) fn spawn(&self, name: &str, command: &[String]) -> u32 {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -336,7 +368,19 @@ impl Dev {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn reap(&self, name: &str) {
+    /// The process that a test started under this name.
+    pub(crate) fn pid_of(&self, name: &str) -> Option<u32> {
+        self.children().get(name).map(Child::id)
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self, name: &str, pid: u32) -> bool {
+        let mut children = self.children();
+        let child = children.get_mut(name).filter(|child| child.id() == pid);
+        child.is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
+    pub(crate) fn reap(&self, name: &str) {
         if let Some(mut child) = self.children().remove(name) {
             let _ = child.wait();
         }

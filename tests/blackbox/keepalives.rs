@@ -86,6 +86,7 @@ async fn applied(dev: &Dev) -> u64 {
 #[tokio::test]
 async fn leases_that_are_kept_alive_write_nothing_and_none_runs_out() {
     let dev = Dev::start();
+    dev.written_down().await;
     let mut holders = Vec::new();
     for number in 0..SOCKETS {
         holders.push(Holder::start(&dev.api(number % 3), number).await);

@@ -21,6 +21,7 @@ async fn with_idle_agents_the_log_does_not_grow() {
     dev.agent_online(&dev.file.agents[second].id).await;
     let client = dev.client();
     running_sessions(&client, "sleep", 4).await;
+    dev.written_down().await;
 
     let seen = RefCell::new((applied(&dev).await, Instant::now()));
     let before = eventually("cluster at rest", || async {

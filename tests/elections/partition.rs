@@ -64,7 +64,9 @@ impl Apart {
         let mut server = Command::new(REGENT);
         server
             .args(["server", "--node-id", &(node + 1).to_string()])
-            .args(["--http", &address(node, 8_000), "--peer", &address(node, 7_000)])
+            // Network namespaces of this test, on one machine.
+            .args(["--plaintext", "--http", &address(node, 8_000)])
+            .args(["--peer", &address(node, 7_000)])
             .args([
                 "--members",
                 &members.join(","),

@@ -6,6 +6,7 @@
 // All of it is a test. What is measured goes to stderr.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod compose;
 mod docker;
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, clippy::print_stdout)] // the tests of agent-docker use the rest
@@ -13,7 +14,10 @@ mod engine;
 #[path = "../blackbox/harness.rs"]
 #[allow(dead_code)] // the black-box tests use the rest
 mod harness;
+mod image;
 mod kubernetes;
+mod manifests;
 mod owed;
+mod stack;
 mod stage;
 mod swarm;

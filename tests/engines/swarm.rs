@@ -11,8 +11,12 @@ use crate::harness::{REGENT, eventually, session_state};
 use crate::owed;
 use crate::stage::{Play, Stage as _, leaders};
 
+/// Engines have a bridge each for their Swarm, and all of them call it the same.
+pub(crate) static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn fault_4_a_swarm_service_of_three_replicas_has_one_leader() {
+    let _one = ONE_AT_A_TIME.lock().await;
     let Some(engine) = Engine::own("fault_4_a_swarm_service_of_three_replicas_has_one_leader") else {
         return;
     };

@@ -31,7 +31,7 @@ const STOPS: usize = 100;
 const ADMIN_TOKEN: &str = "regent_admin_of_a_cluster_that_is_only_tested";
 const SECRET: &str = "the secret of a cluster that is only tested";
 /// Room for a node's data; what is written in minutes is far less.
-const ROOM: &str = "size=512m";
+const ROOM: &str = "size=512m,mode=700";
 /// Entries between two snapshots: some come in every round.
 pub(crate) const SNAPSHOT_EVERY: u64 = 400;
 /// How long a process may take to end after TERM before that is a fault.
@@ -222,7 +222,8 @@ impl Cluster {
             .args(["--http", &format!("{}:8000", self.network.address(node))])
             .args(["--peer", &listen, "--advertise-peer", &self.peer(node)])
             .args(["--members", &members.join(","), "--lifeline", &lifeline()])
-            .args(["--log-store", self.plan.log_store])
+            // Network namespaces of this test, on one machine.
+            .args(["--plaintext", "--log-store", self.plan.log_store])
             .args(["--snapshot-every", &SNAPSHOT_EVERY.to_string()])
             .args(["--heartbeat", "1s", "--stale-after", "4s", "--data"])
             .arg(self.data(node))

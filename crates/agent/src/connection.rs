@@ -4,10 +4,12 @@
 //! message; both queues are bounded; when reading ends for any reason the last thing received is
 //! [`Incoming::Closed`]; the tasks end with the connection, so none is ever reused by the next one.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use regent_client::ClientConfig;
 use regent_types::frame::{AgentFrame, CLOSE_SUPERSEDED, MAX_FRAME, PROTOCOL, ServerFrame};
 use regent_types::{AgentId, ReplicaName, Time};
 use tokio::net::TcpStream;
@@ -18,7 +20,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config};
 
 /// A node gets this long to take the connection: a frozen one takes none, and the next one waits.
 const DIAL_WITHIN: Duration = Duration::from_secs(3);
@@ -36,8 +38,10 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 /// Where and as whom to connect.
 #[derive(Clone)]
 pub(crate) struct Address {
-    /// The URL of the node, `http://HOST:PORT`.
+    /// The URL of the node, `http://HOST:PORT` or `https://HOST:PORT`.
     pub(crate) server: String,
+    /// How certificates are checked.
+    pub(crate) tls: Arc<ClientConfig>,
     /// The agent's token.
     pub(crate) token: String,
     /// The agent.
@@ -128,7 +132,12 @@ impl Connection {
             .write_buffer_size(0);
         let dialed = tokio::time::timeout(
             DIAL_WITHIN,
-            connect_async_with_config(request, Some(config), true),
+            connect_async_tls_with_config(
+                request,
+                Some(config),
+                true,
+                Some(Connector::Rustls(address.tls.clone())),
+            ),
         );
         match dialed.await {
             Err(_) => Err(DialError::TimedOut),
@@ -195,16 +204,22 @@ impl Drop for Connection {
 
 fn url(address: &Address) -> Result<String, DialError> {
     let server = address.server.trim_end_matches('/');
-    let rest = server
-        .strip_prefix("http://")
-        .ok_or_else(|| DialError::Unusable(format!("{server} does not begin with http://")))?;
+    let (scheme, rest) = if let Some(rest) = server.strip_prefix("https://") {
+        ("wss", rest)
+    } else if let Some(rest) = server.strip_prefix("http://") {
+        ("ws", rest)
+    } else {
+        return Err(DialError::Unusable(format!(
+            "{server} does not begin with http:// or https://"
+        )));
+    };
     // Both identifiers are made of characters that need no encoding.
     let replica = match &address.replica {
         Some(name) => format!("&replica={name}"),
         None => String::new(),
     };
     Ok(format!(
-        "ws://{rest}/api/v1/agents/connect?agent_id={}{replica}&protocol={PROTOCOL}",
+        "{scheme}://{rest}/api/v1/agents/connect?agent_id={}{replica}&protocol={PROTOCOL}",
         address.agent
     ))
 }

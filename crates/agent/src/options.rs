@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use regent_client::Trust;
 use regent_types::agent::Capacity;
 use regent_types::{AgentId, Cpu, Memory, ReplicaName};
 
@@ -18,8 +19,10 @@ pub const LEASE_TTL: Duration = Duration::from_secs(4);
 pub struct Options {
     /// Its id.
     pub agent_id: AgentId,
-    /// The URLs of the nodes, `http://HOST:PORT`; tried in turn.
+    /// The URLs of the nodes, `http://HOST:PORT` or `https://HOST:PORT`; tried in turn.
     pub servers: Vec<String>,
+    /// Which certificates of nodes it believes, and what it shows them.
+    pub trust: Trust,
     /// Its token.
     pub token: String,
     /// Its name among the replicas of this agent; none for an agent that has only one.
@@ -50,6 +53,7 @@ impl Options {
         Self {
             agent_id,
             servers,
+            trust: Trust::default(),
             token,
             replica: None,
             lease_ttl: LEASE_TTL,

@@ -141,8 +141,8 @@ struct Service {
 
 impl Service {
     async fn start(options: Options, runtime: Arc<dyn Runtime>) -> Result<Self, Error> {
-        let client =
-            Client::new(&options.servers, Some(options.token.clone()))?.with_deadline(REGISTER_WITHIN);
+        let client = Client::with_trust(&options.servers, Some(options.token.clone()), &options.trust)?
+            .with_deadline(REGISTER_WITHIN);
         let path = membership_path(&options);
         let membership = {
             let path = path.clone();
@@ -150,7 +150,7 @@ impl Service {
         }
         .map_err(|source| Error::Membership { path, source })?;
         if let Some(known) = &membership {
-            runtime.joined(&known.cluster_id);
+            runtime.joined(known.origin());
         }
         // Before the first list, so that no exit falls between the two.
         let events = runtime.watch();
@@ -183,7 +183,7 @@ impl Service {
             };
             blocking(recover).await?
         };
-        let cluster = membership.as_ref().map(|known| known.cluster_id.clone());
+        let cluster = membership.as_ref().map(|known| known.origin().clone());
         let session = ControlSession::new(Known {
             replica,
             runtime_id: runtime.runtime_id().to_owned(),
@@ -304,6 +304,7 @@ impl Service {
         let ask = (self.cluster.is_none() && runtime.is_shared()).then(|| self.client.clone());
         let address = Address {
             server: self.options.servers[self.server % self.options.servers.len()].clone(),
+            tls: self.client.tls(),
             token: self.options.token.clone(),
             agent: self.options.agent_id.clone(),
             replica: self.options.replica.clone(),
@@ -319,7 +320,8 @@ impl Service {
             let mut cluster = None;
             if let Some(client) = ask {
                 let seen = client.cluster().await.map_err(AttemptError::Cluster)?;
-                let found = seen.cluster_id.ok_or(AttemptError::Forming)?;
+                let origin = seen.former_cluster_ids.last().cloned();
+                let found = origin.or(seen.cluster_id).ok_or(AttemptError::Forming)?;
                 runtime.joined(&found);
                 cluster = Some(found);
             }
@@ -499,7 +501,7 @@ impl Service {
                     self.give_up_unless(sent);
                 }
                 Effect::Remember(membership) => {
-                    let found = &membership.cluster_id;
+                    let found = membership.origin();
                     match &self.cluster {
                         Some(ours) if ours != found => {
                             let (ours, found) = (ours.clone(), found.clone());
@@ -631,10 +633,10 @@ fn candidacy(options: &Options) -> Option<Candidacy> {
     })
 }
 
-/// The cluster that the agent of a data folder belongs to, if it ever connected. Blocks.
+/// The cluster that what the agent of a data folder runs is named after, if it ever connected. Blocks.
 pub fn cluster_of(data: &Path) -> std::io::Result<Option<ClusterId>> {
     let membership = files::read_json::<Membership>(&data.join(MEMBERSHIP))?;
-    Ok(membership.map(|membership| membership.cluster_id))
+    Ok(membership.map(|membership| membership.origin().clone()))
 }
 
 fn membership_path(options: &Options) -> PathBuf {

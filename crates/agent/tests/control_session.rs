@@ -20,6 +20,7 @@ fn cluster(base: u64) -> Membership {
     Membership {
         cluster_id: ClusterId::new("c-1").unwrap(),
         base,
+        origin: None,
     }
 }
 
@@ -34,6 +35,7 @@ fn welcome(cluster: &Membership) -> ServerFrame {
         protocol: 3,
         node: NodeId(1),
         features: Vec::new(),
+        former_cluster_ids: Vec::new(),
     })
 }
 
@@ -419,6 +421,7 @@ fn another_cluster_is_not_obeyed() {
         membership: Some(Membership {
             cluster_id: ClusterId::new("ours").unwrap(),
             base: 0,
+            origin: None,
         }),
         ..Known::default()
     });
@@ -434,6 +437,52 @@ fn another_cluster_is_not_obeyed() {
         "{words:?}"
     );
     assert_eq!(words.len(), 2, "{words:?}");
+}
+
+/// A cluster that was restored from ours is followed, but only forward: to a larger base, and never back.
+#[test]
+fn a_cluster_that_was_made_of_ours_is_followed_and_the_old_one_is_obeyed_no_more() {
+    let named = |name: &str| ClusterId::new(name).unwrap();
+    let old = Membership {
+        cluster_id: named("old"),
+        base: 5,
+        origin: Some(named("first")),
+    };
+    let restored = |base| match welcome(&cluster(base)) {
+        ServerFrame::Welcome(welcome) => ServerFrame::Welcome(Welcome {
+            former_cluster_ids: vec![named("old"), named("first")],
+            ..welcome
+        }),
+        other => other,
+    };
+    let known = || Known {
+        membership: Some(old.clone()),
+        ..Known::default()
+    };
+    let mut session = ControlSession::new(known());
+    session.connected(0, &[]);
+    session.frame(0, restored(9));
+    assert_eq!(session.next_effect().map(|_| ()), Some(()), "hello");
+    let followed = Membership {
+        origin: Some(named("first")),
+        ..cluster(9)
+    };
+    assert_eq!(session.next_effect(), Some(Effect::Remember(followed.clone())));
+    assert!(session.is_up());
+
+    for (membership, offered) in [(old.clone(), restored(5)), (followed, welcome(&old))] {
+        let mut session = ControlSession::new(Known {
+            membership: Some(membership),
+            ..Known::default()
+        });
+        session.connected(0, &[]);
+        session.frame(0, offered);
+        let words = effects(&mut session);
+        assert!(
+            words[1].starts_with("end: these servers are of cluster"),
+            "{words:?}"
+        );
+    }
 }
 
 #[test]

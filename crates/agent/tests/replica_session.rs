@@ -40,6 +40,7 @@ fn welcome(token: Option<u64>) -> ServerFrame {
         protocol: 3,
         node: NodeId(1),
         features: Vec::new(),
+        former_cluster_ids: Vec::new(),
     })
 }
 

@@ -12,7 +12,9 @@ use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_config::{AgentConfig, RuntimeKind};
+use crate::args::trust;
 use crate::config::{UsageError, required, secret_file};
+use crate::join;
 use crate::lifeline::Lifeline;
 use crate::runtimes;
 use crate::server::Signals;
@@ -21,7 +23,7 @@ use crate::server::Signals;
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
-    let options = options(&config)?;
+    let options = options(&config).await?;
     let runtime = runtimes::open(&config, &options.agent_id, &options.data, lifeline).await?;
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(regent_agent::run(options, runtime, stop.clone()));
@@ -41,16 +43,31 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<ExitCode> {
         .context("the agent stopped")
 }
 
-fn options(config: &AgentConfig) -> anyhow::Result<Options> {
+async fn options(config: &AgentConfig) -> anyhow::Result<Options> {
     let servers: Vec<String> = required(config.servers.as_deref(), "servers")?
         .split(',')
         .map(|s| s.trim().to_owned())
         .filter(|s| !s.is_empty())
         .collect();
+    let agent_id = required(config.agent_id.clone(), "agent-id")?;
+    let trust = trust(
+        config.ca_file.as_ref(),
+        config.cert_file.as_ref(),
+        config.key_file.as_ref(),
+    )?;
+    let data = required(config.data.clone(), "data")?;
     let token = match (&config.token, &config.token_file) {
+        (None, None) if let Some(join) = &config.join_token_file => {
+            join::agent_token(&servers, &agent_id, &data, join, &trust).await?
+        }
         (Some(token), None) => token.clone(),
         (None, Some(file)) => secret_file(file)?,
-        (None, None) => return Err(UsageError("no token: give --token-file (or --token)".to_owned()).into()),
+        (None, None) => {
+            return Err(UsageError(
+                "no token: give --token-file (or --token, or --join-token-file)".to_owned(),
+            )
+            .into());
+        }
         (Some(_), Some(_)) => {
             return Err(UsageError("token and token-file are both set, one of them perhaps by REGENT_TOKEN or REGENT_TOKEN_FILE; keep one".to_owned()).into());
         }
@@ -66,13 +83,14 @@ fn options(config: &AgentConfig) -> anyhow::Result<Options> {
     let (lease_ttl, release_on_disconnect) = lease(config)?;
     let machine = machine_capacity();
     Ok(Options {
-        agent_id: required(config.agent_id.clone(), "agent-id")?,
+        agent_id,
         servers,
+        trust,
         token,
         replica: config.replica.clone(),
         lease_ttl,
         release_on_disconnect,
-        data: required(config.data.clone(), "data")?,
+        data,
         platform: config
             .platform
             .clone()

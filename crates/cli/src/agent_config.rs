@@ -8,6 +8,7 @@ use regent_types::duration::Span;
 use regent_types::{AgentId, Cpu, Memory, ReplicaName};
 use serde::{Deserialize, Serialize};
 
+use crate::args::Global;
 use crate::config::{Settings, load};
 
 /// What an agent runs sessions on.
@@ -76,6 +77,11 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_file: Option<PathBuf>,
+    /// File with a join token (`regent token create --join agent:ID`) that is exchanged at the first start for a token
+    /// of the agent's own, which is kept in the data folder.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join_token_file: Option<PathBuf>,
     /// What sessions run on [default: process].
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +104,18 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<PathBuf>,
+    /// See [`Global`]: every command has these flags.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The same.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// The same.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_file: Option<PathBuf>,
     /// What placement calls it [default: the runtime].
     #[arg(long, value_name = "P")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +262,10 @@ impl Settings for AgentConfig {
         "servers",
         "token",
         "token-file",
+        "join-token-file",
+        "ca-file",
+        "cert-file",
+        "key-file",
         "runtime",
         "replica",
         "lease-ttl",
@@ -287,12 +309,22 @@ impl Settings for AgentConfig {
 }
 
 impl AgentConfig {
+    /// Takes what is given by flags of every command.
+    pub(crate) fn take_global(&mut self, global: &Global) {
+        self.ca_file.clone_from(&global.ca_file);
+        self.cert_file.clone_from(&global.cert_file);
+        self.key_file.clone_from(&global.key_file);
+    }
+
     /// The token is set in one of two ways. A flag of either stands for both: the client's `REGENT_TOKEN`, which
     /// many shells have, must not contradict it.
     pub(crate) fn load(file: Option<&Path>, flags: Self) -> anyhow::Result<Self> {
         let (token, token_file) = (flags.token.is_some(), flags.token_file.is_some());
+        let join = flags.join_token_file.is_some();
         let mut config = load(file, flags)?;
-        if token_file {
+        if join {
+            (config.token, config.token_file) = (None, None);
+        } else if token_file {
             config.token = None;
         } else if token {
             config.token_file = None;

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use regent_client::{Identity, Trust};
 
-use crate::config::ServerConfig;
-use crate::{dev, internal, logging, noun, output};
+use crate::config::{ServerConfig, UsageError};
+use crate::{certificates, debug, dev, internal, logging, manual, noun, output};
 
 /// A highly available control plane with no database beside it.
 #[derive(Debug, Parser)]
@@ -51,6 +52,63 @@ pub(crate) struct Global {
         default_value = "http://127.0.0.1:8000"
     )]
     pub(crate) url: String,
+    /// The CA that the nodes' certificates are of; without it, those that this machine trusts.
+    #[arg(long, global = true, env = "REGENT_CA_FILE", value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// A client's certificate, for nodes that ask for one (`--tls-clients`); needs --key-file.
+    #[arg(
+        long,
+        global = true,
+        env = "REGENT_CERT_FILE",
+        value_name = "FILE",
+        hide_env = true
+    )]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// The key of the client's certificate.
+    #[arg(
+        long,
+        global = true,
+        env = "REGENT_KEY_FILE",
+        value_name = "FILE",
+        hide_env = true
+    )]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+impl Global {
+    /// Which certificates are believed and shown.
+    pub(crate) fn trust(&self) -> Result<Trust, UsageError> {
+        trust(
+            self.ca_file.as_ref(),
+            self.cert_file.as_ref(),
+            self.key_file.as_ref(),
+        )
+    }
+}
+
+/// Which certificates are believed and shown, by three settings.
+pub(crate) fn trust(
+    ca: Option<&PathBuf>,
+    cert: Option<&PathBuf>,
+    key: Option<&PathBuf>,
+) -> Result<Trust, UsageError> {
+    let identity = match (cert, key) {
+        (None, None) => None,
+        (Some(cert), Some(key)) => Some(Identity {
+            cert: cert.clone(),
+            key: key.clone(),
+        }),
+        _ => {
+            return Err(UsageError(
+                "a client's certificate and its key go together: give --cert-file and --key-file, or neither"
+                    .to_owned(),
+            ));
+        }
+    };
+    Ok(Trust {
+        ca: ca.cloned(),
+        identity,
+    })
 }
 
 /// The commands.
@@ -58,6 +116,11 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Run a whole cluster on this machine: nodes and an agent, for trying and developing.
     Dev(dev::DevArgs),
+    /// Make the CA of a cluster.
+    Ca(certificates::CaArgs),
+    /// Make certificates: of nodes, of clients, or all that a cluster needs.
+    #[command(subcommand, alias = "certs")]
+    Cert(certificates::Command),
     /// Run one node.
     Server(Box<ServerConfig>),
     /// Agents: run one, or manage those of a cluster.
@@ -89,6 +152,12 @@ pub(crate) enum Command {
     /// Follow what happens.
     #[command(alias = "event")]
     Events(noun::events::EventsArgs),
+    /// Gather what a report of a fault needs into one file, without secrets.
+    Debug(debug::DebugArgs),
+    /// Print the script by which a shell completes these commands.
+    Completion(manual::CompletionArgs),
+    /// Write the manual pages.
+    Man(manual::ManArgs),
     /// The version of this program.
     Version,
     /// What other commands start; not for people.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format as _, Serialized, Toml};
@@ -68,6 +69,16 @@ pub(crate) fn load<S: Settings>(file: Option<&Path>, flags: S) -> anyhow::Result
         Some((name, value.into_string()))
     });
     Ok(combine(file, variables, flags)?)
+}
+
+/// A configuration file as it stands, whatever command it is for.
+pub(crate) fn any(file: &Path) -> Result<serde_json::Value, UsageError> {
+    let wrong = |why: String| UsageError(format!("the configuration file {}: {why}", file.display()));
+    if !file.is_file() {
+        return Err(wrong("it does not exist".to_owned()));
+    }
+    let read = Figment::new().merge(Toml::file_exact(file)).extract();
+    read.map_err(|error| wrong(error.to_string()))
 }
 
 /// Puts the settings of one command together. Names of variables come in small letters and without their prefix.
@@ -142,12 +153,12 @@ pub(crate) fn required<T>(value: Option<T>, key: &str) -> Result<T, UsageError> 
     })
 }
 
-/// Reads a secret from a file that only its owner may read.
+/// Reads a secret from a file that only its owner may read. One that belongs to root may be readable by a group too,
+/// as Kubernetes gives secrets to programs that are not root (`fsGroup`).
 pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
-    use std::os::unix::fs::PermissionsExt as _;
     let about = |what: &str| UsageError(format!("the secret file {} {what}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
+    if !regent_tls::is_secret(&metadata) {
         return Err(about("may be read by others: run chmod 600 on it").into());
     }
     let text = std::fs::read_to_string(path).map_err(|e| about(&format!("cannot be read: {e}")))?;
@@ -163,9 +174,13 @@ pub(crate) fn secret_file(path: &Path) -> anyhow::Result<String> {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct ServerConfig {
-    /// This node's id: 1 and up, different on each node, never used again.
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// This node's id: 1 and up, different on each node, never used again. `from-hostname` takes the number at the end of
+    /// this host's name, plus one: regent-0 is node 1.
+    #[arg(long, value_name = "N", value_parser = crate::node_id::parse)]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::node_id::deserialize"
+    )]
     pub(crate) node_id: Option<NodeId>,
     /// Folder for this node's data. Losing it means that the node joins again under a new id.
     #[arg(long, value_name = "DIR")]
@@ -183,6 +198,23 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "ID=ADDR,...", value_parser = parse_members)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) members: Option<Members>,
+    /// Join the cluster that these nodes belong to, instead of founding one with --members. Only the first start asks
+    /// them; later it changes nothing.
+    #[arg(long, value_name = "URL,URL", conflicts_with = "members")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join: Option<String>,
+    /// File with the join token (`regent cluster add`), readable by its owner only.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// Remove a voter that could not be reached for so long, without a person; off by default.
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remove_dead_after: Option<Span>,
+    /// As many voters stay when dead ones are removed [default: 3].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min_voters: Option<std::num::NonZeroUsize>,
     /// File with the secret that the nodes share; at least 16 characters, readable by its owner only.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -213,6 +245,19 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stale_after: Option<Span>,
+    /// Folder for backups on a schedule, made by every node that has this setting. Nodes that share a folder make one
+    /// between them.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_dir: Option<PathBuf>,
+    /// How long after the newest backup in it the next one is made [default: 1h].
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_every: Option<Span>,
+    /// How many backups are kept in it [default: 24].
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backup_keep: Option<std::num::NonZeroU32>,
     /// File with the first admin token; read on the very first start only.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,6 +266,37 @@ pub(crate) struct ServerConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bootstrap_password_file: Option<PathBuf>,
+    /// Connections to the HTTP port at once from one address [default: 15000, half of all]. Agents that are connected
+    /// do not count.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections_per_address: Option<NonZeroUsize>,
+    /// Requests a second with one API token, an admin's excepted; more are answered 429 [default: 5000].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests_per_second: Option<NonZeroU32>,
+    /// This node's certificate, for the other nodes and for clients; `regent cert` makes them. Needs --tls-key and
+    /// --tls-ca. New files are taken up while the node runs; SIGHUP does it at once.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of the certificate, readable by its owner only.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The CA of the cluster: other nodes must have a certificate of it.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Clients and agents must have a certificate of the CA too, beside their token.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) tls_clients: bool,
+    /// No TLS, though --http or --peer is no loopback address: everything, tokens included, crosses the network as it
+    /// is.
+    #[arg(long, help_heading = "TLS")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) plaintext: bool,
     /// Part of `regent dev`: leases may be as short as 100 ms.
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -231,6 +307,20 @@ pub(crate) struct ServerConfig {
     pub(crate) lifeline: Option<String>,
 }
 
+impl ServerConfig {
+    /// Where others reach this node's REST API.
+    pub(crate) fn advertised_http(&self, http: SocketAddr) -> String {
+        let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
+        let given = self.advertise_http.clone();
+        given.unwrap_or_else(|| format!("{scheme}://{http}"))
+    }
+
+    /// Where the other nodes reach this node.
+    pub(crate) fn advertised_peer(&self, peer: SocketAddr) -> String {
+        self.advertise_peer.clone().unwrap_or_else(|| peer.to_string())
+    }
+}
+
 impl Settings for ServerConfig {
     const KEYS: &'static [&'static str] = &[
         "node-id",
@@ -238,6 +328,10 @@ impl Settings for ServerConfig {
         "http",
         "peer",
         "members",
+        "join",
+        "join-token-file",
+        "remove-dead-after",
+        "min-voters",
         "cluster-secret-file",
         "advertise-http",
         "advertise-peer",
@@ -245,8 +339,18 @@ impl Settings for ServerConfig {
         "snapshot-every",
         "heartbeat",
         "stale-after",
+        "backup-dir",
+        "backup-every",
+        "backup-keep",
         "bootstrap-token-file",
         "bootstrap-password-file",
+        "connections-per-address",
+        "requests-per-second",
+        "tls-cert",
+        "tls-key",
+        "tls-ca",
+        "tls-clients",
+        "plaintext",
     ];
     const LISTS: &'static [&'static str] = &[];
 }
@@ -413,6 +517,37 @@ mod tests {
         assert_eq!(config.labels, ["a=b", "c=d"]);
         let error = read(&[("max_sessions", "many")]).unwrap_err().to_string();
         assert!(error.contains("REGENT_MAX_SESSIONS"), "{error}");
+    }
+
+    #[test]
+    fn the_files_that_are_shipped_for_systemd_are_read() {
+        let shipped = |name| {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../deploy/systemd")
+                .join(name)
+        };
+        let node = load(Some(&shipped("node.toml")), ServerConfig::default()).unwrap();
+        assert_eq!(
+            (node.node_id, node.members.unwrap().0.len()),
+            (Some(NodeId(1)), 3)
+        );
+        let agent = load(Some(&shipped("agent.toml")), AgentConfig::default()).unwrap();
+        assert!(agent.token_file.is_some());
+    }
+
+    #[test]
+    fn a_node_id_may_be_a_number_or_come_from_the_name_of_the_host() {
+        let number = file("node-id = 3\n");
+        let config = load(Some(number.path()), ServerConfig::default()).unwrap();
+        assert_eq!(config.node_id, Some(NodeId(3)));
+        let wrong = file("node-id = \"from-host\"\n");
+        let error = load(Some(wrong.path()), ServerConfig::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("from-host") && error.contains("from-hostname"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,18 +7,26 @@
 mod agent;
 mod agent_config;
 mod args;
+mod certificates;
 mod config;
+mod debug;
 mod dev;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hold;
 mod internal;
+mod join;
 mod lifeline;
 mod logging;
+mod manual;
+mod node_id;
 mod noun;
 mod output;
+mod recovery;
 mod runtimes;
+mod secrets;
 mod server;
+mod supervisor;
 
 use std::process::ExitCode;
 
@@ -33,6 +41,7 @@ const USAGE: u8 = 2;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    regent_tls::install_provider();
     match Args::try_parse() {
         Ok(args) => run(args).unwrap_or_else(|error| {
             output::error(&error);
@@ -59,14 +68,23 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             logging::start(args.global.log_format)?;
             threads()?.block_on(server::run(config::load(config, *flags)?))
         }
-        Command::Agent(noun::agent::Command::Run(flags)) => {
+        Command::Agent(noun::agent::Command::Run(mut flags)) => {
             logging::start(args.global.log_format)?;
+            flags.take_global(&args.global);
             threads()?.block_on(agent::run(agent_config::AgentConfig::load(config, *flags)?))
         }
+        Command::Ca(ca) => certificates::make_ca(&ca, args.global.output).map(|()| ExitCode::SUCCESS),
+        Command::Cert(command) => certificates::make(command, args.global.output).map(|()| ExitCode::SUCCESS),
+        Command::Completion(args) => manual::completion(&args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => manual::pages(&args).map(|()| ExitCode::SUCCESS),
         // It has exit codes of its own.
         Command::Lease(noun::lease::Command::Hold(hold)) => Ok(hold::run(hold, &args.global)),
         // `dev` only waits for others: one thread is enough.
         Command::Dev(flags) => one_thread()?.block_on(dev::run(flags)),
+        Command::Debug(flags) => {
+            one_thread()?.block_on(debug::run(flags, &args.global))?;
+            Ok(ExitCode::SUCCESS)
+        }
         command => {
             one_thread()?.block_on(noun::run(command, &args.global))?;
             Ok(ExitCode::SUCCESS)

@@ -2,6 +2,7 @@
 
 use regent_types::AgentId;
 use regent_types::agent::{Agent, AgentList, DrainAgent, RegisterAgent};
+use regent_types::auth::ApiToken;
 use regent_types::command::{Command, CreateCommand};
 
 use crate::call::{Call, Repeat};
@@ -9,6 +10,12 @@ use crate::page::{Page, fetch_all};
 use crate::{Client, Error};
 
 impl Client {
+    /// Fetches a token for an agent; with a join token as this client's token, which is spent by it.
+    pub async fn enrol_agent(&self, id: &AgentId) -> Result<ApiToken, Error> {
+        self.fetch(Call::post(["agents", id.as_str(), "token"]).repeat(Repeat::NotInDoubt))
+            .await
+    }
+
     /// Makes an agent known, or tells what changed about it.
     pub async fn register_agent(&self, agent: &RegisterAgent) -> Result<Agent, Error> {
         // No key: agents register at each reconnect, and doing it twice is doing it once.

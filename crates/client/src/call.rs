@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use regent_tls::{ClientConfig, Trust};
 use regent_types::cluster::INDEX_HEADER;
 use regent_types::{Code, Problem, Revision};
 use reqwest::header::{ETAG, HeaderMap, HeaderValue};
@@ -58,6 +61,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     http: reqwest::Client,
+    tls: Arc<ClientConfig>,
     servers: Vec<Url>,
     /// The server that answered last: the next call begins there.
     preferred: AtomicUsize,
@@ -212,11 +216,21 @@ pub(crate) struct Failure {
 }
 
 impl Client {
-    /// A client of the cluster whose nodes have these URLs, such as `http://127.0.0.1:8000`. They are
-    /// asked in turn. Without a token only login and the status routes are answered.
+    /// A client of the cluster whose nodes have these URLs, such as `https://10.0.0.1:8000`. They are
+    /// asked in turn. Without a token only login and the status routes are answered. Nodes with `https` are believed
+    /// when this machine trusts their certificates; a cluster's own CA is for [`Client::with_trust`].
     pub fn new<S: AsRef<str>>(
         servers: impl IntoIterator<Item = S>,
         token: Option<String>,
+    ) -> Result<Self, Error> {
+        Self::with_trust(servers, token, &Trust::default())
+    }
+
+    /// As [`Client::new`], believing these certificates. The files are read now, and only if a URL is `https`.
+    pub fn with_trust<S: AsRef<str>>(
+        servers: impl IntoIterator<Item = S>,
+        token: Option<String>,
+        trust: &Trust,
     ) -> Result<Self, Error> {
         let servers: Vec<Url> = servers
             .into_iter()
@@ -227,7 +241,16 @@ impl Client {
         if servers.is_empty() {
             return Err(Error::Configuration("no server is given".to_owned()));
         }
+        // Other clients in this process may want the default that this one does without.
+        regent_tls::install_provider();
+        let tls = if servers.iter().any(|server| server.scheme() == "https") {
+            trust.client_config()
+        } else {
+            Trust::none()
+        }
+        .map_err(|error| Error::Configuration(error.to_string()))?;
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(ClientConfig::clone(&tls))
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("regent/", env!("CARGO_PKG_VERSION")))
@@ -236,6 +259,7 @@ impl Client {
         Ok(Self {
             shared: Arc::new(Shared {
                 http,
+                tls,
                 servers,
                 preferred: AtomicUsize::new(0),
             }),
@@ -279,6 +303,7 @@ impl Client {
         Self {
             shared: Arc::new(Shared {
                 http: self.shared.http.clone(),
+                tls: self.shared.tls.clone(),
                 servers: vec![server],
                 preferred: AtomicUsize::new(0),
             }),
@@ -286,9 +311,27 @@ impl Client {
         }
     }
 
+    /// What its connections over TLS go by, for other connections to the same nodes.
+    pub fn tls(&self) -> Arc<ClientConfig> {
+        self.shared.tls.clone()
+    }
+
     /// All servers, in the order given.
     pub fn servers(&self) -> Vec<String> {
         self.shared.servers.iter().map(name_of).collect()
+    }
+
+    pub(crate) fn first_server(&self) -> &Url {
+        &self.shared.servers[0]
+    }
+
+    /// A request outside of calls, as this client's caller.
+    pub(crate) fn get(&self, url: Url) -> reqwest::RequestBuilder {
+        let request = self.shared.http.get(url);
+        match &self.token {
+            Some(token) => request.header(reqwest::header::AUTHORIZATION, token.clone()),
+            None => request,
+        }
     }
 
     /// Sends a call and reads its answer's body.
@@ -363,6 +406,37 @@ impl Client {
         if let Some(id) = last_id {
             request = request.header("Last-Event-ID", id);
         }
+        self.opened(request, server).await
+    }
+
+    /// Asks one server after the other for an answer that is read as it comes, without a bound on how long it lasts.
+    pub(crate) async fn download(
+        &self,
+        call: &Call,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let first = self.preferred();
+        let mut last = None;
+        for attempt in 0..self.server_count() {
+            let server = (first + attempt) % self.server_count();
+            match self.opened(self.request(call, server, None)?, server).await {
+                Ok(response) => {
+                    let client = self.clone();
+                    let pieces = response.bytes_stream();
+                    return Ok(pieces.map_err(move |error| client.lost(error).error).boxed());
+                }
+                Err(error) if error.is_retryable() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.expect("there is at least one server"))
+    }
+
+    /// Waits for the head of an answer whose body may last for ever.
+    async fn opened(
+        &self,
+        request: reqwest::RequestBuilder,
+        server: usize,
+    ) -> Result<reqwest::Response, Error> {
         match tokio::time::timeout(ATTEMPT, self.answered(request, server)).await {
             Ok(answered) => answered.map_err(|failure| failure.error),
             Err(_) => Err(Error::NotRegent {
@@ -553,9 +627,9 @@ fn parse_server(text: &str) -> Result<Url, Error> {
         .parse()
         .map_err(|error| Error::Configuration(format!("{text:?} is not the URL of a server: {error}")))?;
     match url.scheme() {
-        "http" if url.has_host() => Ok(url),
+        "http" | "https" if url.has_host() => Ok(url),
         other => Err(Error::Configuration(format!(
-            "{text:?} is not the URL of a server: it begins with {other}://, not http://"
+            "{text:?} is not the URL of a server: it begins with {other}://, not http:// or https://"
         ))),
     }
 }

@@ -118,7 +118,9 @@ impl<'a> Candidacy<'a> {
             let over = self.until.is_some_and(|until| {
                 until.saturating_duration_since(Instant::now()) <= self.slice / END_OF_SLICE
             });
-            let queue_is_full = failure.error.code() == Some(Code::Busy) && !self.slice.is_zero();
+            // So is a cluster that was restored a moment ago, for a while.
+            let queue_is_full = matches!(failure.error.code(), Some(Code::Busy | Code::LeasesHeldBack))
+                && !self.slice.is_zero();
             if failure.error.code() == Some(Code::LeaseHeld) {
                 if over {
                     return self.give_up(server, failure.error).await;

@@ -53,6 +53,7 @@ impl Error {
                 | Code::NoQuorum
                 | Code::NoAgentsAvailable
                 | Code::NotServing
+                | Code::LeasesHeldBack
                 | Code::OutcomeUnknown => true,
                 Code::InvalidRequest
                 | Code::Unauthenticated
@@ -66,6 +67,7 @@ impl Error {
                 | Code::TemplateNotFound
                 | Code::UserNotFound
                 | Code::TokenNotFound
+                | Code::MemberNotFound
                 | Code::MethodNotAllowed
                 | Code::WrongState
                 | Code::AlreadyExists

@@ -11,6 +11,7 @@
 //! - `follow`: a stream of events that outlives any node.
 //! - [`backoff`]: waiting between attempts, full jitter.
 //! - [`guard`]: until when a holder may act under a lease, and when it sends the next keepalive: pure.
+//! - `look`: what one node says, whatever it is.
 //! - [`clock`]: the clock that guards count by.
 //! - [`error`]: what can come of it.
 //! - [`page`]: lists, a page at a time or all at once.
@@ -33,6 +34,7 @@ mod follow;
 pub mod fuzzing;
 pub mod guard;
 mod leases;
+mod look;
 pub mod page;
 mod sessions;
 mod sse;
@@ -47,4 +49,5 @@ pub use error::Error;
 pub use events::EventFilter;
 pub use leases::{Leader, LeaseState};
 pub use page::Page;
+pub use regent_tls::{ClientConfig, Identity, Trust};
 pub use sessions::{SessionFilter, Tagged};

@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use futures::StreamExt;
-use regent_client::{Client, Consistency, Error, EventFilter, SessionFilter};
+use regent_client::{Client, Consistency, Error, EventFilter, SessionFilter, Trust};
 use regent_types::lease::AcquireLease;
 use regent_types::session::{CreateSession, PatchSession};
 use regent_types::{Code, LeaseName, Problem, Revision, SessionName, TemplateName, Token};
@@ -338,9 +338,24 @@ async fn a_stream_from_now_on_misses_nothing_when_its_node_dies_before_the_first
 
 #[test]
 fn what_cannot_be_a_server_is_refused() {
-    for bad in ["", "ftp://x", "https://x", "http://", "http://:1"] {
+    for bad in ["", "ftp://x", "https://", "http://", "http://:1"] {
         assert!(Client::new([bad], None).is_err(), "{bad:?}");
     }
     let client = Client::new(["127.0.0.1:8000", " http://b/ "], None).unwrap();
     assert_eq!(client.servers(), ["http://127.0.0.1:8000", "http://b"]);
+}
+
+/// A file that is not there is said when the client is made, and not looked for when no server is asked over TLS.
+#[test]
+fn a_ca_that_cannot_be_read_is_refused_where_it_is_needed() {
+    let trust = Trust {
+        ca: Some("/there/is/no/ca.pem".into()),
+        identity: None,
+    };
+    let refused = Client::with_trust(["https://a"], None, &trust).unwrap_err();
+    assert!(
+        refused.to_string().contains("/there/is/no/ca.pem cannot be read"),
+        "{refused}"
+    );
+    Client::with_trust(["http://a"], None, &trust).unwrap();
 }

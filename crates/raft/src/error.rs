@@ -127,6 +127,20 @@ pub enum TransferError {
     Stopped(String),
 }
 
+/// Why the members of consensus were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Only the leader can change them.
+    #[error("this node does not lead")]
+    NotLeader,
+    /// It was begun; whether it is done will show.
+    #[error("the change was begun, but not finished in time")]
+    Unknown,
+    /// It was not begun, for this reason.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Why a node could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -4,6 +4,9 @@
 //! for as long as the node lives. The lock belongs to the open file: the kernel releases it with the process,
 //! however that ends, so there is no stale lock to clean up.
 //!
+//! It is made so that nobody but its owner may enter: the state has hashes of passwords and tokens, and whoever could
+//! write there would be the cluster. One that others may enter is refused by who starts a node.
+//!
 //! ```text
 //! <data>/lock         this lock, with the pid of the holder for people
 //! <data>/log/         the sled database: log, vote, metadata
@@ -14,6 +17,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// A locked data folder. The lock is held until this is dropped.
@@ -45,37 +49,63 @@ pub enum FolderError {
 }
 
 impl DataFolder {
+    /// Locks a folder as it is, without changing anything in it. One without a lock file was never used by a node.
+    pub(crate) fn hold(path: &Path) -> Result<Option<Self>, FolderError> {
+        let failed = |source| FolderError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let lock = match File::open(path.join("lock")) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed(source)),
+        };
+        Self::lock(path, lock).map(Some)
+    }
+
     /// Creates the folder if it is missing and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
         let failed = |source| FolderError::Io {
             path: path.to_owned(),
             source,
         };
-        std::fs::create_dir_all(path).map_err(failed)?;
-        let mut lock = OpenOptions::new()
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed)?;
+        let lock = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path.join("lock"))
             .map_err(failed)?;
+        let folder = Self::lock(path, lock)?;
+        let mut lock = &folder.lock;
+        lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
+        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+        Ok(folder)
+    }
+
+    fn lock(path: &Path, mut lock: File) -> Result<Self, FolderError> {
         match lock.try_lock() {
-            Ok(()) => {}
+            Ok(()) => Ok(Self { lock }),
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 // The pid only makes the message better; without it the message is still right.
                 let _ = lock.read_to_string(&mut pid);
                 let pid = Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty());
-                return Err(FolderError::InUse {
+                Err(FolderError::InUse {
                     path: path.to_owned(),
                     pid,
-                });
+                })
             }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::Error(source)) => Err(FolderError::Io {
+                path: path.to_owned(),
+                source,
+            }),
         }
-        lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
-        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { lock })
     }
 }
 
@@ -103,6 +133,16 @@ mod tests {
         assert!(refused.to_string().contains("in use by another process"));
         drop(first);
         DataFolder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_new_folder_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("node-1");
+        drop(DataFolder::open(&path).unwrap());
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     /// Another thread starts a program: between fork and exec its child has a copy of every open file.

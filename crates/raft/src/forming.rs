@@ -63,7 +63,7 @@ pub(crate) async fn settle(shared: &Arc<Shared>) -> Result<(), String> {
                         },
                     );
                 }
-                Err(LinkError::Refused(refusal)) if refusal.is_final_for(shared.node) => {
+                Err(LinkError::Refused(refusal)) if identity.is_final(&refusal) => {
                     return Err(refusal.to_string());
                 }
                 Err(error) => waiting.push(format!("node {id} at {addr}: {error}")),

@@ -74,6 +74,7 @@ pub fn peer_frames() -> Vec<Vec<u8>> {
         node: 1,
         incarnation,
         settlement: Some(settlement.clone()),
+        joined: None,
     };
     let vote = Vote::new(3, 1);
     let append = || openraft::raft::AppendEntriesRequest {

@@ -17,19 +17,22 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use regent_types::{ClusterId, NodeId};
+use regent_types::{ClusterId, NodeId, Revision};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::codec;
 use crate::config::Member;
 use crate::options::ClusterSecret;
+use crate::roster::{Roster, Standing};
 use crate::sockets::Sockets;
 use crate::transport::handshake::Hello;
 use crate::transport::wire::Purpose;
 
-/// Version of the stored [`Record`].
-const RECORD_VERSION: u8 = 1;
+/// Version of the stored [`Record`] of a node that founded its cluster.
+const FOUNDED: u8 = 1;
+/// The same of one that joined later.
+const JOINED: u8 = 2;
 
 /// The random name of a data folder, made at its first use.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,20 +93,48 @@ pub(crate) struct IdentityReply {
 }
 
 /// What is stored, synced, in the data folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) node: u64,
     pub(crate) incarnation: Incarnation,
     pub(crate) settlement: Option<Settlement>,
+    /// The revision at which it was admitted to a cluster that was there already.
+    pub(crate) joined: Option<u64>,
 }
 
 impl Record {
+    /// Of a folder that is used for the first time.
+    pub(crate) fn new(node: NodeId) -> Self {
+        Self {
+            node: node.0,
+            incarnation: Incarnation::random(),
+            settlement: None,
+            joined: None,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
-        codec::encode(RECORD_VERSION, self)
+        let common = (self.node, self.incarnation, &self.settlement);
+        match self.joined {
+            None => codec::encode(FOUNDED, &common),
+            Some(at) => codec::encode(JOINED, &(common, at)),
+        }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, codec::CodecError> {
-        codec::decode(RECORD_VERSION, bytes)
+        let ((node, incarnation, settlement), joined) = match bytes.first() {
+            Some(&JOINED) => {
+                let (common, at) = codec::decode(JOINED, bytes)?;
+                (common, Some(at))
+            }
+            _ => (codec::decode(FOUNDED, bytes)?, None),
+        };
+        Ok(Self {
+            node,
+            incarnation,
+            settlement,
+            joined,
+        })
     }
 }
 
@@ -138,10 +169,22 @@ pub(crate) enum Refusal {
         known: Incarnation,
         given: Incarnation,
     },
+    // What programs of the first feature level say; it stays for its place in the encoding.
     #[error("node {node} is not a member of cluster {cluster}")]
     NotAMember { node: NodeId, cluster: String },
     #[error("the identity is not settled yet")]
     NotSettled,
+    #[error("node {node} is not a member of cluster {cluster} at revision {at}")]
+    NotAMemberAt {
+        node: NodeId,
+        cluster: String,
+        at: Revision,
+    },
+    #[error(
+        "a certificate of node {proven} was shown by a peer that is to be node {claimed}: start each node with the \
+         certificate and key that were made for it"
+    )]
+    Certificate { claimed: NodeId, proven: NodeId },
 }
 
 impl Refusal {
@@ -150,16 +193,19 @@ impl Refusal {
         matches!(self, Self::NotSettled)
     }
 
-    /// Whether it says that node `me` can never join as it is, and should end.
-    pub(crate) fn is_final_for(&self, me: NodeId) -> bool {
+    /// Whether it says that node `me`, which joined at that revision, can never be a member as it is, and should
+    /// end. Who has not applied the admission yet cannot say so.
+    fn is_final_for(&self, me: NodeId, joined: Revision) -> bool {
         match self {
             Self::Forgotten { node, .. } | Self::NotAMember { node, .. } => *node == me,
+            Self::NotAMemberAt { node, at, .. } => *node == me && *at >= joined,
             Self::Protocol { .. }
             | Self::Secret
             | Self::WrongNode { .. }
             | Self::Members { .. }
             | Self::Cluster { .. }
-            | Self::NotSettled => false,
+            | Self::NotSettled
+            | Self::Certificate { .. } => false,
         }
     }
 }
@@ -178,6 +224,7 @@ pub(crate) struct Identity {
     record: ArcSwap<Record>,
     /// The member list as given at this start.
     members: BTreeMap<NodeId, String>,
+    roster: Roster,
     secret: ClusterSecret,
     /// Over what it talks to them.
     sockets: Arc<dyn Sockets>,
@@ -187,12 +234,14 @@ impl Identity {
     pub(crate) fn new(
         record: Record,
         members: BTreeMap<NodeId, String>,
+        roster: Roster,
         secret: ClusterSecret,
         sockets: Arc<dyn Sockets>,
     ) -> Self {
         Self {
             record: ArcSwap::from_pointee(record),
             members,
+            roster,
             secret,
             sockets,
         }
@@ -238,9 +287,37 @@ impl Identity {
         }
     }
 
-    /// Whether this node is the one that initialises: the lowest of the list.
+    /// Whether this node is the one that initialises: the lowest of the list, in a cluster that begins with it.
     pub(crate) fn is_founder(&self) -> bool {
-        self.members.keys().next() == Some(&self.node())
+        self.record.load().joined.is_none() && self.members.keys().next() == Some(&self.node())
+    }
+
+    /// Whether a refusal says that this node can never be a member as it is, and should end.
+    pub(crate) fn is_final(&self, refusal: &Refusal) -> bool {
+        let record = self.record.load();
+        refusal.is_final_for(NodeId(record.node), Revision(record.joined.unwrap_or(0)))
+    }
+
+    /// The members by the settlement.
+    pub(crate) fn settled_members(&self) -> Vec<NodeId> {
+        let record = self.record.load();
+        let settled = record
+            .settlement
+            .iter()
+            .flat_map(|settlement| settlement.members.keys());
+        settled.map(|id| NodeId(*id)).collect()
+    }
+
+    /// Whether a node was a member, and is none any more.
+    pub(crate) fn was_removed(&self, node: NodeId) -> bool {
+        self.roster.standing(node).0 == Standing::Removed
+    }
+
+    /// Where the settlement says that a node is.
+    pub(crate) fn settled_address(&self, node: NodeId) -> Option<String> {
+        let record = self.record.load();
+        let settled = record.settlement.as_ref()?.members.get(&node.0)?;
+        Some(settled.member.peer.clone())
     }
 
     /// The record with `settlement` in it, to be stored before [`Identity::adopt`].
@@ -274,7 +351,8 @@ impl Identity {
         let record = self.record.load();
         match &record.settlement {
             None => Ok(()),
-            Some(settlement) => known(settlement, node, given),
+            // Consensus or another member named it: it may have been admitted while this node was away.
+            Some(settlement) => self.known(settlement, node, given, true),
         }
     }
 
@@ -297,11 +375,11 @@ impl Identity {
                         ours: theirs.clone(),
                     });
                 }
-                known(ours, there, hello.incarnation)
+                self.known(ours, there, hello.incarnation, true)
             }
             // One of us that missed the settlement may still fetch it; whoever lost its data may not.
             (Some(ours), ClusterName::Forming(_)) => {
-                known(ours, there, hello.incarnation)?;
+                self.known(ours, there, hello.incarnation, false)?;
                 if settling {
                     Ok(())
                 } else {
@@ -335,19 +413,38 @@ impl Identity {
             }
         }
     }
-}
 
-fn known(settlement: &Settlement, node: NodeId, given: Incarnation) -> Result<(), Refusal> {
-    let cluster = settlement.cluster.clone();
-    match settlement.members.get(&node.0) {
-        None => Err(Refusal::NotAMember { node, cluster }),
-        Some(settled) if settled.incarnation == given => Ok(()),
-        Some(settled) => Err(Refusal::Forgotten {
-            node,
-            cluster,
-            known: settled.incarnation,
-            given,
-        }),
+    /// Whether a member speaks from the data folder that it is known by.
+    ///
+    /// `formed`: it belongs to this cluster, as only a folder can say that founded it or was admitted. Such a one may
+    /// be unknown here: it was admitted while this node was away, and it may be the very one that leads and brings
+    /// the entry that says so. A folder that has forgotten its votes has forgotten its cluster too.
+    fn known(
+        &self,
+        settlement: &Settlement,
+        node: NodeId,
+        given: Incarnation,
+        formed: bool,
+    ) -> Result<(), Refusal> {
+        let cluster = settlement.cluster.clone();
+        let settled = || settlement.members.get(&node.0).map(|member| member.incarnation);
+        let (standing, at) = self.roster.standing(node);
+        let known = match standing {
+            Standing::Member(incarnation) => Some(incarnation),
+            Standing::Unknown => settled(),
+            Standing::Removed => None,
+        };
+        match known {
+            None if formed && standing == Standing::Unknown => Ok(()),
+            None => Err(Refusal::NotAMemberAt { node, cluster, at }),
+            Some(known) if known == given => Ok(()),
+            Some(known) => Err(Refusal::Forgotten {
+                node,
+                cluster,
+                known,
+                given,
+            }),
+        }
     }
 }
 
@@ -389,6 +486,11 @@ mod tests {
         }
     }
 
+    /// Nothing is applied.
+    fn roster() -> Roster {
+        Roster::of_nobody(7)
+    }
+
     fn node(settlement: Option<Settlement>) -> Identity {
         let secret = ClusterSecret::new("sixteen bytes or more").unwrap();
         Identity::new(
@@ -396,8 +498,10 @@ mod tests {
                 node: 1,
                 incarnation: MINE,
                 settlement,
+                joined: None,
             },
             list(),
+            roster(),
             secret,
             Arc::new(crate::sockets::Tcp),
         )
@@ -440,7 +544,10 @@ mod tests {
                     matches!(refused, Refusal::Forgotten { node: NodeId(2), .. }),
                     "{purpose:?}: {refused}"
                 );
-                assert!(refused.is_final_for(NodeId(2)) && !refused.is_final_for(NodeId(1)));
+                assert!(
+                    refused.is_final_for(NodeId(2), Revision(0))
+                        && !refused.is_final_for(NodeId(1), Revision(0))
+                );
             }
         }
         assert!(
@@ -455,10 +562,14 @@ mod tests {
         let node = node(Some(settlement("c")));
         let other = node.check_client(&hello(2, PEER, formed("d"), Purpose::Control), "");
         assert!(matches!(other, Err(Refusal::Cluster { .. })));
-        let stranger = node.check_client(&hello(3, NEW, formed("c"), Purpose::Control), "");
+        let stranger = node.check_client(&hello(3, NEW, forming(), Purpose::Control), "");
         assert!(matches!(
             stranger,
-            Err(Refusal::NotAMember { node: NodeId(3), .. })
+            Err(Refusal::NotAMemberAt {
+                node: NodeId(3),
+                at: Revision(7),
+                ..
+            })
         ));
         let mut lost = hello(2, PEER, formed("c"), Purpose::Control);
         lost.to = 7;
@@ -466,6 +577,44 @@ mod tests {
             node.check_client(&lost, ""),
             Err(Refusal::WrongNode { .. })
         ));
+    }
+
+    /// The one that leads may have been admitted while this node was away, and only it can bring the entry that says so.
+    #[test]
+    fn a_member_that_is_not_known_here_yet_is_heard() {
+        let node = node(Some(settlement("c")));
+        for purpose in [Purpose::Control, Purpose::Log, Purpose::Snapshot, Purpose::Work] {
+            let admitted = hello(3, NEW, formed("c"), purpose);
+            assert_eq!(node.check_client(&admitted, ""), Ok(()), "{purpose:?}");
+        }
+        assert_eq!(node.check_server(NodeId(3), NEW), Ok(()));
+    }
+
+    /// A node that has just joined meets one that has not applied its admission yet.
+    #[test]
+    fn who_has_not_heard_of_an_admission_cannot_say_that_it_is_over() {
+        let refusal = Refusal::NotAMemberAt {
+            node: NodeId(4),
+            cluster: "c".to_owned(),
+            at: Revision(7),
+        };
+        assert!(!refusal.is_final_for(NodeId(4), Revision(8)));
+        assert!(refusal.is_final_for(NodeId(4), Revision(7)));
+        assert!(!refusal.is_final_for(NodeId(5), Revision(7)));
+    }
+
+    /// The two forms are read by the version that they begin with.
+    #[test]
+    fn a_record_of_one_that_joined_is_read_back() {
+        for joined in [None, Some(9)] {
+            let record = Record {
+                node: 4,
+                incarnation: MINE,
+                settlement: Some(settlement("c")),
+                joined,
+            };
+            assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+        }
     }
 
     #[test]

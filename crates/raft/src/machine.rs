@@ -50,6 +50,10 @@ pub struct View {
     pub revision: Revision,
     /// Index of the last applied entry; zero before the first, too.
     pub applied_index: u64,
+    /// That entry, for a backup.
+    pub(crate) last: Option<LogId>,
+    /// The membership then.
+    pub(crate) membership: Arc<StoredMembership>,
 }
 
 /// What the machine publishes; clones share it.
@@ -63,7 +67,7 @@ struct Board {
 }
 
 impl Published {
-    fn new(view: View) -> Self {
+    pub(crate) fn new(view: View) -> Self {
         Self(Arc::new(Board {
             revision: watch::Sender::new(view.revision),
             view: ArcSwap::from_pointee(view),
@@ -102,7 +106,7 @@ impl Published {
 pub(crate) struct Machine {
     state: State,
     applied: Option<LogId>,
-    membership: StoredMembership,
+    membership: Arc<StoredMembership>,
     revision: Revision,
     published: Published,
     snapshots: SnapshotStore,
@@ -132,16 +136,19 @@ impl Machine {
             |restored| (restored.state, restored.meta),
         );
         let revision = revision_at(&state, meta.last_log_id);
+        let membership = Arc::new(meta.last_membership);
         let view = View {
             state: state.clone(),
             revision,
             applied_index: index_of(meta.last_log_id),
+            last: meta.last_log_id,
+            membership: membership.clone(),
         };
         let published = Published::new(view);
         let machine = Self {
             state,
             applied: meta.last_log_id,
-            membership: meta.last_membership,
+            membership,
             revision,
             published: published.clone(),
             snapshots,
@@ -159,7 +166,8 @@ impl Machine {
             Payload::Blank => {}
             Payload::Membership(membership) => {
                 info!(index, %membership, "the membership has changed");
-                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                let membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                self.membership = Arc::new(membership);
             }
             Payload::Normal(proposal) => {
                 let request = Request::decode(&proposal.body).map_err(|error| {
@@ -212,6 +220,8 @@ impl Machine {
             state: self.state.clone(),
             revision: self.revision,
             applied_index: index_of(self.applied),
+            last: self.applied,
+            membership: self.membership.clone(),
         });
         for (responder, reply) in answers.drain(..) {
             responder.send(reply);
@@ -221,7 +231,7 @@ impl Machine {
     fn meta(&self) -> SnapshotMeta {
         SnapshotMeta {
             last_log_id: self.applied,
-            last_membership: self.membership.clone(),
+            last_membership: StoredMembership::clone(&self.membership),
         }
     }
 }
@@ -231,7 +241,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied, self.membership.clone()))
+        Ok((self.applied, StoredMembership::clone(&self.membership)))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -291,7 +301,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             .await??;
         self.state = restored.state;
         self.applied = restored.meta.last_log_id;
-        self.membership = restored.meta.last_membership;
+        self.membership = Arc::new(restored.meta.last_membership);
         self.revision = revision_at(&self.state, self.applied);
         // They belong to entries that this node did not apply itself.
         self.published.ring().clear();

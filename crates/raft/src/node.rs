@@ -27,6 +27,7 @@ use crate::identity::{Identity, IdentityReply, Settlement};
 use crate::machine::{Published, Raft, View};
 use crate::offload::Offload;
 use crate::options::Options;
+use crate::roster::Roster;
 use crate::status::{Alarm, ClusterStatus, Health, Report};
 use crate::transport::channel::Failure;
 use crate::transport::listener::Host;
@@ -155,6 +156,11 @@ impl Node {
         self.shared.status()
     }
 
+    /// Proposals of this node's callers that are under way; at the bound more answer `Busy`.
+    pub fn proposals_under_way(&self) -> usize {
+        self.shared.proposals.own_under_way()
+    }
+
     /// Hands the leadership to `to`, or to any voter that is caught up.
     pub async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<(), TransferError> {
         self.shared.transfer(to, deadline).await
@@ -204,6 +210,7 @@ impl Node {
 /// What all tasks of a node share.
 pub(crate) struct Shared {
     pub(crate) node: NodeId,
+    /// As this node was started with.
     pub(crate) members: BTreeMap<NodeId, String>,
     pub(crate) advertise_peer: String,
     pub(crate) advertise_http: String,
@@ -213,6 +220,9 @@ pub(crate) struct Shared {
     pub(crate) offload: Offload,
     pub(crate) timing: Timing,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) roster: Roster,
+    /// Rung when consensus is made of others.
+    pub(crate) roster_changed: Notify,
     pub(crate) settled: Notify,
     /// Taken at the end, so that the writer thread finishes.
     pub(crate) log: Mutex<Option<crate::log::Log>>,

@@ -92,6 +92,13 @@ pub(crate) fn queues() -> (Queues, QueueEnds) {
     )
 }
 
+impl Queues {
+    /// Proposals of this node's callers that are under way.
+    pub(crate) fn own_under_way(&self) -> usize {
+        MAX_OWN.saturating_sub(self.own.available_permits())
+    }
+}
+
 impl Shared {
     /// See [`crate::Node::propose`].
     pub(crate) async fn propose(
@@ -106,7 +113,9 @@ impl Shared {
                 limit: MAX_PROPOSAL,
             });
         }
+        let begun = Instant::now();
         let result = self.propose_encoded(body, deadline).await;
+        metrics::histogram!("regent_raft_proposal_seconds").record(begun.elapsed());
         let outcome = match &result {
             Ok(_) => "done",
             Err(ProposeError::NoLeader { .. }) => "no_leader",

@@ -3,15 +3,21 @@
 //! Everything between nodes goes through [`Sockets`], so that a whole cluster can run over a network that a
 //! test decides about, and the code that is tested is the code that is shipped. [`Tcp`] is what a node has
 //! unless it is told otherwise. The halves of a [`Stream`] are boxed apart, because the two ends of a
-//! connection are worked on by different tasks: one call through a table per read and write, no lock.
+//! connection are worked on by different tasks: one call through a table per read and write, and over plain
+//! TCP no lock. [`Tls`] is the same with both ends known by their certificates.
+
+mod tls;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
 use futures::future::BoxFuture;
+use regent_types::NodeId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+
+pub use tls::Tls;
 
 /// A network: opens connections and ports.
 pub trait Sockets: fmt::Debug + Send + Sync + 'static {
@@ -20,6 +26,12 @@ pub trait Sockets: fmt::Debug + Send + Sync + 'static {
 
     /// Listens on `address`.
     fn bind(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Port>>>;
+
+    /// Makes of an accepted connection what is talked over. Apart from accepting, because it may take the
+    /// other side's time, and then nobody else must wait for it; the caller bounds it.
+    fn receive(&self, accepted: Stream) -> BoxFuture<'_, io::Result<Stream>> {
+        Box::pin(std::future::ready(Ok(accepted)))
+    }
 }
 
 /// An open port.
@@ -34,6 +46,9 @@ pub struct Stream {
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     /// What is sent to the other side.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Which node the other side has proven to be by its certificate. None where there are no certificates:
+    /// over TLS, who is no node gets no stream.
+    pub proven: Option<NodeId>,
 }
 
 impl fmt::Debug for Stream {
@@ -54,6 +69,7 @@ impl Stream {
         Ok(Self {
             reader: Box::new(reader),
             writer: Box::new(writer),
+            proven: None,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Starting a node: store, identity, peer port, tasks, and in the background openraft.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -15,17 +16,18 @@ use crate::clock::ClusterClock;
 use crate::config::{Member, raft_config};
 use crate::error::StartError;
 use crate::forming;
-use crate::identity::{Identity, Incarnation, Record, Settlement, members_text};
+use crate::identity::{Identity, Record, Settlement, members_text};
 use crate::log::{self, Log, LogError};
 use crate::machine::{Machine, Raft};
 use crate::node::{Halt, LeadershipView, Node, PeerService, Shared};
 use crate::offload::Offload;
 use crate::options::{Options, Storage};
+use crate::roster::Roster;
 use crate::sockets::Port;
 use crate::transport::listener;
 use crate::transport::network::Factory;
 use crate::transport::peers::Peers;
-use crate::{propose, read, watch as watching};
+use crate::{members, propose, read, watch as watching};
 
 /// Name of the identity record in the log store's metadata.
 const IDENTITY: &str = "identity";
@@ -36,34 +38,25 @@ const REPLICATION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// See [`Node::start`].
 pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Result<Node, StartError> {
-    if !options.members.contains_key(&options.node) {
-        return Err(StartError::NotAMember {
-            node: options.node,
-            members: members_text(&options.members),
-        });
-    }
     // Settings are checked before anything is touched; the cluster's name is not known yet.
     raft_config("regent", &options.timing, &options.snapshots)
         .map_err(|e| StartError::Config(e.to_string()))?;
 
-    let log = open_log(&options).await?;
+    let log = open_log(options.storage.clone(), &options.data).await?;
     let record = load_record(&log, &options).await?;
     let (machine, published) = Machine::open(&options.data, &log).await?;
+    let roster = Roster::new(published.clone());
     let listener = listen(&options).await.map_err(StartError::Listen)?;
 
     let identity = Arc::new(Identity::new(
         record,
         options.members.clone(),
+        roster.clone(),
         options.secret.clone(),
         options.sockets.clone(),
     ));
     let stop = CancellationToken::new();
-    let peers = Arc::new(Peers::spawn(
-        &identity,
-        &options.members,
-        watching::PATIENCE,
-        &stop,
-    ));
+    let peers = Arc::new(Peers::new(&identity, watching::PATIENCE, &stop));
     let (proposals, proposal_ends) = propose::queues();
     let (reads, read_end) = read::queue();
     let applied = published.load().state.now();
@@ -76,6 +69,8 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
         offload: log.offload(),
         timing: options.timing,
         identity,
+        roster,
+        roster_changed: Notify::new(),
         settled: Notify::new(),
         log: Mutex::new(Some(log.clone())),
         peers,
@@ -110,9 +105,8 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
     tasks.spawn(watching::watch_quorum(shared.clone()));
     tasks.spawn(watching::end_on_failure(shared.clone()));
     tasks.spawn(watching::watch_store(shared.clone(), log.failed()));
-    for id in shared.members.keys().copied().filter(|id| *id != shared.node) {
-        tasks.spawn(watching::exchange_reports(shared.clone(), id));
-    }
+    shared.peers.set(&shared.known_members());
+    tasks.spawn(members::follow(shared.clone()));
     let snapshots = options.snapshots;
     tasks.spawn({
         let shared = shared.clone();
@@ -130,9 +124,9 @@ pub(crate) async fn start(options: Options, service: Arc<dyn PeerService>) -> Re
     Ok(Node { shared })
 }
 
-async fn open_log(options: &Options) -> Result<Log, StartError> {
-    let storage = options.storage.clone();
-    let data = options.data.clone();
+/// Opens what keeps log and vote.
+pub(crate) async fn open_log(storage: Storage, data: &Path) -> Result<Log, StartError> {
+    let data = data.to_owned();
     let store = match storage {
         Storage::Memory(disk) => return Ok(Log::in_memory(disk)?),
         Storage::Disk(store) => store,
@@ -145,36 +139,51 @@ async fn open_log(options: &Options) -> Result<Log, StartError> {
 
 /// The identity of the data folder, made now if the folder is new.
 async fn load_record(log: &Log, options: &Options) -> Result<Record, StartError> {
-    if let Some(bytes) = log.get_metadata(IDENTITY)? {
-        let damaged = |error: crate::codec::CodecError| LogError::Damaged {
-            place: options.data.display().to_string(),
-            what: format!("the identity record: {error}"),
-        };
-        let record = Record::decode(&bytes).map_err(damaged)?;
-        if record.node != options.node.0 {
-            return Err(StartError::NodeIdChanged {
-                data: options.data.clone(),
-                found: NodeId(record.node),
-                given: options.node,
-            });
-        }
+    if let Some(record) = stored_record(log, &options.data, options.node)? {
         return Ok(record);
     }
-    if !log.is_pristine() {
-        let place = options.data.display().to_string();
-        return Err(LogError::Damaged {
-            place,
-            what: "the identity record is missing".to_owned(),
-        }
-        .into());
+    // Only who founds a cluster is named in a list; who joins one has a record by now.
+    if !options.members.contains_key(&options.node) {
+        return Err(StartError::NotAMember {
+            node: options.node,
+            members: members_text(&options.members),
+        });
     }
-    let record = Record {
-        node: options.node.0,
-        incarnation: Incarnation::random(),
-        settlement: None,
-    };
+    let record = Record::new(options.node);
     store_record(log, &record).await?;
     Ok(record)
+}
+
+/// The identity of the data folder, if it has one.
+pub(crate) fn stored_record(log: &Log, data: &Path, node: NodeId) -> Result<Option<Record>, StartError> {
+    let Some(record) = whose(log, data)? else {
+        return Ok(None);
+    };
+    if record.node != node.0 {
+        return Err(StartError::NodeIdChanged {
+            data: data.to_owned(),
+            found: NodeId(record.node),
+            given: node,
+        });
+    }
+    Ok(Some(record))
+}
+
+/// The identity of the data folder, whosever it is.
+pub(crate) fn whose(log: &Log, data: &Path) -> Result<Option<Record>, LogError> {
+    let damaged = |what| LogError::Damaged {
+        place: data.display().to_string(),
+        what,
+    };
+    let Some(bytes) = log.get_metadata(IDENTITY)? else {
+        if log.is_pristine() {
+            return Ok(None);
+        }
+        return Err(damaged("the identity record is missing".to_owned()));
+    };
+    Record::decode(&bytes)
+        .map(Some)
+        .map_err(|error| damaged(format!("the identity record: {error}")))
 }
 
 /// Stores the identity, synced.

@@ -33,6 +33,8 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Its part in consensus, as it last said itself.
     pub role: Role,
+    /// Whether it has a vote, whether it can be reached or not.
+    pub voter: bool,
     /// Base address of its HTTP API.
     pub http: String,
     /// Address of its peer transport.

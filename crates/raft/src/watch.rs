@@ -25,7 +25,7 @@ use crate::transport::wire::{Request, Response};
 
 /// How often members tell each other how they are. Twice a second notices a peer that froze (its
 /// connection stands, but it says nothing) within about a second.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a report may go unanswered.
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
@@ -45,6 +45,7 @@ pub(crate) async fn follow_raft(shared: Arc<Shared>, raft: Raft) {
         let (view, fatal) = {
             let now = metrics.borrow_and_update();
             note_gauges(&now);
+            shared.note_consensus(&now);
             (
                 leadership(shared.node, &now),
                 now.running_state.as_ref().err().map(ToString::to_string),
@@ -107,6 +108,9 @@ fn note_gauges(metrics: &Metrics) {
     metrics::gauge!("regent_raft_applied_index").set(applied as f64);
     let snapshot = metrics.snapshot.as_ref().map_or(0, |log_id| log_id.index);
     metrics::gauge!("regent_raft_snapshot_index").set(snapshot as f64);
+    let next = metrics.last_log_index.map_or(0, |last| last + 1);
+    let first = metrics.purged.as_ref().map_or(0, |log_id| log_id.index + 1);
+    metrics::gauge!("regent_log_entries").set(next.saturating_sub(first) as f64);
 }
 
 /// Keeps `quorum_lost` and the reachability gauge; ends with the node.
@@ -162,9 +166,10 @@ pub(crate) async fn end_on_failure(shared: Arc<Shared>) {
     shared.stop.cancel();
 }
 
-/// Exchanges reports with one peer, and ends this node when that peer says that it can never be a member.
+/// Exchanges reports with one peer while it is one, and ends this node when that peer says that it can never be a
+/// member.
 pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
-    let Some(peer) = shared.peers.get(id).cloned() else {
+    let Some(peer) = shared.peers.get(id) else {
         return;
     };
     let mut link = peer.control.link();
@@ -183,7 +188,7 @@ pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
             _ = tick.tick() => {}
             // A connection that just came up is worth a report at once.
             changed = link.changed() => if changed.is_err() { return } else { continue },
-            () = shared.stop.cancelled() => return,
+            () = peer.gone.cancelled() => return,
         }
         if peer.control.is_up() {
             let request = Request::Status(shared.report());
@@ -197,23 +202,24 @@ pub(crate) async fn exchange_reports(shared: Arc<Shared>, id: NodeId) {
 }
 
 impl Shared {
-    /// The voters: of the membership once openraft runs, of the list given until then.
+    /// The voters: of the membership once consensus has begun here, of the list given until then.
     fn voters(&self) -> Vec<NodeId> {
-        let voters: Vec<NodeId> = match self.raft.get() {
-            Some(raft) => raft
-                .metrics()
-                .borrow_watched()
-                .membership_config
-                .voter_ids()
-                .map(NodeId)
-                .collect(),
-            None => Vec::new(),
-        };
+        let configured = self.roster.configured();
+        let voters: Vec<NodeId> = configured
+            .iter()
+            .filter(|(_, member)| member.voter)
+            .map(|(id, _)| *id)
+            .collect();
         if voters.is_empty() {
             self.members.keys().copied().collect()
         } else {
             voters
         }
+    }
+
+    /// Forgets what nodes that are no members any more said last.
+    pub(crate) fn forget_reports(&self, members: &BTreeMap<NodeId, Vec<String>>) {
+        lock(&self.reports).retain(|id, _| members.contains_key(id));
     }
 
     /// Whether this node leads and was not confirmed by a quorum for longer than an election takes to
@@ -339,10 +345,11 @@ impl Shared {
         let mine = self.report();
         let reports = lock(&self.reports);
         let voters = self.voters();
+        let configured = self.roster.configured();
         let members = self
-            .members
-            .iter()
-            .map(|(&id, peer)| {
+            .known_members()
+            .into_iter()
+            .map(|(id, addresses)| {
                 let report = if id == self.node {
                     Some(&mine)
                 } else {
@@ -363,11 +370,21 @@ impl Shared {
                 if role == Role::Leader && mine.leader != Some(id) {
                     role = Role::Follower;
                 }
+                let told = configured.get(&id).map(|member| member.http.clone());
+                let peer = self.peers.get(id).map(|peer| peer.addrs.current());
                 MemberStatus {
                     id,
                     role: if reachable { role } else { Role::Unknown },
-                    http: report.map(|report| report.http.clone()).unwrap_or_default(),
-                    peer: peer.clone(),
+                    voter: voters.contains(&id),
+                    http: report
+                        .map(|report| report.http.clone())
+                        .or(told)
+                        .unwrap_or_default(),
+                    peer: if id == self.node {
+                        self.advertise_peer.clone()
+                    } else {
+                        peer.or_else(|| addresses.into_iter().next()).unwrap_or_default()
+                    },
                     applied_index: report.map_or(0, |report| report.applied_index),
                     digest: report
                         .and_then(|report| report.checkpoints.last())

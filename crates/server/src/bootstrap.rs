@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use regent_state::operation::InitCluster;
-use regent_state::{Caller, Operation, Rejection, Request};
+use regent_state::{Caller, FIRST_LEVEL, Operation, Rejection, Request};
 use regent_types::UserName;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::service::Service;
 /// The first user.
 const ADMIN: &str = "admin";
 /// What this version supports; see the feature level in `regent-state`.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
+pub(crate) const FEATURE_LEVEL: u32 = 2;
 /// How long one try takes at most.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between tries.
@@ -75,7 +75,8 @@ async fn initialise(service: &Service) {
             .map(|token| (ids::token_id(), ids::secret_hash(token.trim())));
         let operation = Operation::InitCluster(InitCluster {
             cluster_id,
-            feature_level: FEATURE_LEVEL,
+            // Raised once all members have said that they can (`membership`).
+            feature_level: FIRST_LEVEL,
             admin: UserName::new(ADMIN).expect("a word"),
             password_hash: password_hash.clone(),
             token,

@@ -6,9 +6,10 @@
 //! the state alone (`gateway::connection`).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use regent_state::record::{Keeping, Subject};
-use regent_state::{EventRecord, State};
+use regent_state::record::{CommandState, Keeping, Subject};
+use regent_state::{Event, EventKind, EventRecord, State};
 use regent_types::{AgentId, CandidateId, LeaseName, Principal};
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +55,7 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
     let mut concerned = Concerned::default();
     let agents = &mut concerned.agents;
     for (_, event) in events {
+        count(&event);
         match &event.record {
             EventRecord::Agent(agent) => agents.insert(agent.id.clone()),
             EventRecord::Command(command) => agents.insert(command.agent.clone()),
@@ -74,13 +76,42 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
             EventRecord::ApiToken(token) => match &token.subject {
                 Subject::Agent(agent) => agents.insert(agent.clone()),
                 // An admin's token may carry any agent's connection.
-                Subject::User(_) => return None,
+                Subject::User(_) | Subject::Join(_) => return None,
             },
             EventRecord::User(_) => return None,
-            EventRecord::Session(_) | EventRecord::Template(_) => false,
+            EventRecord::Session(_)
+            | EventRecord::Template(_)
+            | EventRecord::Member(_)
+            | EventRecord::Restored(_) => false,
         };
     }
     Some(concerned)
+}
+
+/// How often what happens, and how long commands take: every node counts what it applies.
+fn count(event: &Event) {
+    let to = match &event.record {
+        EventRecord::Session(session) if event.kind == EventKind::SessionState => session.state.as_str(),
+        EventRecord::Command(command) if event.kind == EventKind::CommandStatus => command.state.as_str(),
+        _ => "",
+    };
+    metrics::counter!("regent_events_applied_total", "kind" => event.kind.as_str(), "to" => to).increment(1);
+    let EventRecord::Command(command) = &event.record else {
+        return;
+    };
+    let (stage, since, until) = match &command.state {
+        CommandState::Acknowledged { .. } if event.kind == EventKind::CommandStatus => {
+            ("acknowledged", command.sent_at, command.acknowledged_at)
+        }
+        CommandState::Completed { .. } if event.kind == EventKind::CommandStatus => {
+            ("completed", Some(command.created_at), Some(event.at))
+        }
+        _ => return,
+    };
+    if let (Some(since), Some(until)) = (since, until) {
+        let took = Duration::from_millis(until.saturating_sub(since));
+        metrics::histogram!("regent_command_seconds", "stage" => stage).record(took);
+    }
 }
 
 /// The agents that look at a lease: the one that it leads, the one that holds it, and the first that waits.

@@ -171,7 +171,12 @@ impl Shared {
             .iter()
             .map(|renewal| (renewal.name.clone(), renewal.token))
             .collect();
-        let answer = self.round(leases, Instant::now() + RENEW_DEADLINE).await;
+        let begun = Instant::now();
+        let answer = self.round(leases, begun + RENEW_DEADLINE).await;
+        metrics::histogram!("regent_keepalive_round_seconds").record(begun.elapsed());
+        if answer.is_err() {
+            metrics::counter!("regent_keepalive_rounds_failed_total").increment(1);
+        }
         match answer {
             Ok(ttls) if ttls.len() == batch.len() => {
                 for (renewal, ttl) in batch.into_iter().zip(ttls) {

@@ -10,11 +10,12 @@
 //! round. So a deposed leader that does not know it yet renews nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use regent_raft::clocks::boot_ms;
-use regent_raft::{Node, ReadError, TransferError, View};
+use regent_raft::{ChangeError, Node, ReadError, TransferError, View};
 use regent_state::faults::{self, Fault};
 use regent_state::record::{Keeping, Lease, WaitsAt};
 use regent_state::{Caller, EventKind, EventRecord, Leadership, Operation, Rejection, Request, State};
@@ -24,8 +25,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::describe::Description;
 use crate::follow::{Cursor, News};
 use crate::lease_clock::LeaseClock;
+use crate::membership::CAUGHT_UP;
 use crate::presence::Presence;
 use crate::service::{ServiceError, wall_now};
 
@@ -60,6 +63,10 @@ pub(crate) enum Ask {
     GiveUp(LeaseName, Token),
     /// Hand the leadership over: to this node, or to any that has caught up.
     Transfer(Option<NodeId>),
+    /// What are you? Every node answers.
+    Describe,
+    /// Give this learner a vote now, if it has caught up.
+    Promote(NodeId),
 }
 
 /// The leader's answer.
@@ -73,6 +80,8 @@ pub(crate) enum Answer {
     Kept(String),
     /// The leadership was offered, and nobody has taken it yet.
     Offered,
+    /// To `Describe`, as JSON: [`crate::describe::Description`].
+    Described(String),
 }
 
 impl Answer {
@@ -87,6 +96,7 @@ impl Answer {
 #[derive(Default)]
 pub(crate) struct Leader {
     node: OnceLock<Node>,
+    data: OnceLock<PathBuf>,
     desk: Mutex<Option<Desk>>,
     /// Rung when something became due before its time.
     look: Notify,
@@ -122,9 +132,32 @@ impl Idleness {
     }
 }
 
+/// Gives a learner a vote, for a person who does not want to wait until it has been healthy for a while.
+async fn promote(node: &Node, id: NodeId, deadline: Instant) -> Result<Answer, ReadError> {
+    let consensus = node.consensus().ok_or_else(not_leading)?;
+    if consensus.voters.contains(&id) {
+        return Ok(Answer::Done);
+    }
+    let kept = match consensus.behind.get(&id) {
+        _ if !consensus.learners.contains(&id) => format!("node {id} does not receive the log yet"),
+        None => format!("node {id} cannot be reached"),
+        Some(behind) if *behind > CAUGHT_UP => {
+            format!("node {id} is {behind} entries behind; it gets a vote once it has caught up")
+        }
+        Some(_) => match node.promote([id].into(), deadline).await {
+            Ok(()) => return Ok(Answer::Done),
+            Err(ChangeError::NotLeader) => return Err(not_leading()),
+            Err(ChangeError::Unknown) => return Ok(Answer::Offered),
+            Err(ChangeError::Refused(why)) => why,
+        },
+    };
+    Ok(Answer::Kept(kept))
+}
+
 impl Leader {
     /// Once, when the node is started.
-    pub(crate) fn attach(&self, node: Node) {
+    pub(crate) fn attach(&self, node: Node, data: PathBuf) {
+        self.data.get_or_init(|| data);
         assert!(
             self.node.set(node).is_ok(),
             "a leader is attached to its node once"
@@ -150,6 +183,13 @@ impl Leader {
             };
             return self.renew(leadership, &leases);
         }
+        if let Ask::Describe = ask {
+            let data = self.data.get().map_or(Path::new("."), PathBuf::as_path);
+            return Ok(Answer::Described(Description::own(data).text()));
+        }
+        if let Ask::Promote(id) = ask {
+            return promote(node, id, deadline).await;
+        }
         if let Ask::Transfer(to) = ask {
             return match node.transfer(to, deadline).await {
                 Ok(()) => Ok(Answer::Done),
@@ -167,7 +207,9 @@ impl Leader {
         let (mut desk, view) = self.desk(leadership)?;
         let desk = desk.as_mut().expect("a desk was just made");
         Ok(match ask {
-            Ask::Renew(_) | Ask::Transfer(_) => unreachable!("answered above"),
+            Ask::Renew(_) | Ask::Transfer(_) | Ask::Describe | Ask::Promote(_) => {
+                unreachable!("answered above")
+            }
             Ask::Remaining(names) => {
                 let now = boot_ms();
                 Answer::Times(names.iter().map(|name| desk.clock.remaining(name, now)).collect())

@@ -9,7 +9,9 @@
 //! `lease_clock`, `presence` and `waiting` are the leases; `reconcile` does, on the leader, what time makes due.
 
 mod activity;
+mod backups;
 mod bootstrap;
+mod describe;
 mod dispatch;
 mod follow;
 #[doc(hidden)]
@@ -17,22 +19,27 @@ pub mod fuzzing;
 mod gateway;
 mod http;
 mod ids;
+mod joining;
 mod keepalive;
 mod leader;
 mod lease_clock;
 #[cfg(test)]
 mod lease_simulation;
 mod listener;
+mod membership;
 mod options;
 mod peer;
 mod presence;
 mod reconcile;
+pub mod recovery;
 mod server;
 mod service;
 mod waiting;
 
+pub use joining::{JoinError, Joining};
 pub use options::{
-    DEFAULT_HEARTBEAT, DEFAULT_STALE_AFTER, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
+    BackupSchedule, Credentials, DEFAULT_HEARTBEAT, DEFAULT_MIN_VOTERS, DEFAULT_STALE_AFTER, Files,
+    HttpClients, Limits, LogStore, MemoryDisk, Options, SnapshotPolicy, Sockets,
 };
 pub use server::{Error, Server};
 

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use regent_raft::{LogStore, MemoryDisk, SnapshotPolicy, Sockets};
+pub use regent_tls::{Credentials, Files, HttpClients};
 use regent_types::NodeId;
 use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 
@@ -18,6 +20,9 @@ use regent_types::lease::{MAX_TTL_MS, MIN_TTL_DEV_MS, MIN_TTL_MS};
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// After how long without one an agent is offline, unless told otherwise.
 pub const DEFAULT_STALE_AFTER: Duration = Duration::from_secs(30);
+
+/// How many voters stay at least when dead ones are removed, unless told otherwise.
+pub const DEFAULT_MIN_VOTERS: usize = 3;
 
 /// Everything that one node needs to know.
 pub struct Options {
@@ -53,12 +58,56 @@ pub struct Options {
     pub memory: Option<MemoryDisk>,
     /// When snapshots are taken.
     pub snapshots: SnapshotPolicy,
+    /// Backups on a schedule, if any.
+    pub backups: Option<BackupSchedule>,
+    /// After how long without a sign of life a voter is removed without a person; never when absent.
+    pub remove_dead_after: Option<Duration>,
+    /// How many voters stay at least when dead ones are removed.
+    pub min_voters: usize,
+    /// What one caller may take of this node.
+    pub limits: Limits,
     /// Over what everybody talks in a simulation; none is TCP.
     pub sockets: Option<Arc<dyn Sockets>>,
+    /// The certificates of this node, for peers and for HTTP; none is plain text.
+    pub tls: Option<Arc<Credentials>>,
     /// A socket that listens already; `http` is then ignored. Lets a test choose port 0 and know it.
     pub http_listener: Option<TcpListener>,
     /// The same for `peer`.
     pub peer_listener: Option<TcpListener>,
+}
+
+/// When backups are made, and where they are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupSchedule {
+    /// The folder; created when it is missing.
+    pub folder: PathBuf,
+    /// How long after the newest one the next is made.
+    pub every: Duration,
+    /// How many are kept; older ones are removed.
+    pub keep: usize,
+}
+
+/// What one caller may take of a node, so that enough is left for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections to the HTTP port at once from one address; those that became sockets of agents do not count.
+    pub connections_per_address: NonZeroUsize,
+    /// Requests a second with one token, except an admin's.
+    pub requests_per_second: NonZeroU32,
+}
+
+impl Default for Limits {
+    /// Half of all the connections that there may be: whoever takes what it can leaves as much to the others, and
+    /// thousands of clients behind one address are still served. Requests: above any program that is in its right
+    /// mind, and a fraction of what a node can answer.
+    fn default() -> Self {
+        Self {
+            connections_per_address: const {
+                NonZeroUsize::new(crate::listener::MAX_CONNECTIONS / 2).expect("not 0")
+            },
+            requests_per_second: const { NonZeroU32::new(5_000).expect("not 0") },
+        }
+    }
 }
 
 impl Options {
@@ -82,7 +131,12 @@ impl Options {
             log_store: LogStore::default(),
             memory: None,
             snapshots: SnapshotPolicy::default(),
+            backups: None,
+            remove_dead_after: None,
+            min_voters: DEFAULT_MIN_VOTERS,
+            limits: Limits::default(),
             sockets: None,
+            tls: None,
             http_listener: None,
             peer_listener: None,
         }
@@ -111,6 +165,13 @@ impl Options {
                 "the bootstrap token must have at least {MIN_TOKEN_CHARS} characters"
             ));
         }
+        if let Some(backups) = &self.backups
+            && (backups.keep == 0 || backups.every < MIN_BACKUP_EVERY)
+        {
+            return Err(format!(
+                "backups must be kept (backup-keep at least 1) and be at least {MIN_BACKUP_EVERY:?} apart (backup-every)"
+            ));
+        }
         Ok(())
     }
 
@@ -131,8 +192,11 @@ impl Options {
     }
 }
 
+/// Backups are not made more often: each writes the whole state.
+const MIN_BACKUP_EVERY: Duration = Duration::from_secs(1);
+
 /// Fewest characters of a bootstrap token: less could be guessed through the API.
-const MIN_TOKEN_CHARS: usize = 16;
+pub(crate) const MIN_TOKEN_CHARS: usize = 16;
 
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -4,7 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent_raft::{ClusterSecret, Node, SecretTooShort, StartError, Storage, Tcp, Timing};
+use regent_raft::{
+    ClusterSecret, Node, Places, SecretTooShort, Sockets, StartError, Storage, Tcp, Timing, Tls,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,8 +14,13 @@ use tokio_util::task::TaskTracker;
 use crate::leader::{self, Leader};
 use crate::options::Options;
 use crate::service::Service;
-use crate::{activity, bootstrap, dispatch, gateway, http, keepalive, listener, peer, reconcile, waiting};
+use crate::{
+    activity, backups, bootstrap, describe, dispatch, gateway, http, keepalive, listener, membership, peer,
+    reconcile, waiting,
+};
 
+/// How often a node that starts looks whether it serves; what that depends on has no one event.
+const READY_EVERY: Duration = Duration::from_millis(100);
 /// How long agents may take to be let go, their disconnects written.
 const LET_GO_WITHIN: Duration = Duration::from_millis(1_500);
 /// How long requests in flight may take to finish.
@@ -62,10 +69,13 @@ impl Server {
     /// the cluster is formed and serves is for `/readyz` to say.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         options.check().map_err(Error::Options)?;
+        regent_tls::install_provider();
+        let tls = options.tls.clone();
         let (http_port, peer_listener) = open(&mut options).await?;
         let (http_addr, peer_addr) = (options.http, options.peer);
         if options.advertise_http.is_empty() {
-            options.advertise_http = format!("http://{http_addr}");
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            options.advertise_http = format!("{scheme}://{http_addr}");
         }
         if options.advertise_peer.is_empty() {
             options.advertise_peer = peer_addr.to_string();
@@ -92,11 +102,11 @@ impl Server {
             timing: Timing::default(),
             snapshots: options.snapshots.clone(),
             listener: peer_listener,
-            sockets: options.sockets.clone().unwrap_or_else(|| Arc::new(Tcp)),
+            sockets: sockets(&options),
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
-        leader.attach(node.clone());
+        leader.attach(node.clone(), options.data.clone());
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -111,10 +121,18 @@ impl Server {
         tasks.spawn(waiting::run(service.clone(), stop.clone()));
         tasks.spawn(reconcile::run(service.clone(), leader, stop.clone()));
         tasks.spawn(bootstrap::run(service.clone(), stop.clone()));
+        tasks.spawn(backups::run(service.clone(), stop.clone()));
+        tasks.spawn(describe::run(service.clone(), stop.clone()));
+        tasks.spawn(membership::run(service.clone(), stop.clone()));
+        if let Some(credentials) = tls {
+            tasks.spawn(credentials.follow(stop.clone()));
+        }
+        tasks.spawn(service.clone().confirm(stop.clone()));
         tasks.close();
 
         let router = http::router(service.clone());
-        let http = tokio::spawn(http_port.serve(router, http_stop.clone()));
+        let places = Places::new(service.options().limits.connections_per_address);
+        let http = tokio::spawn(http_port.serve(router, places, http_stop.clone()));
         tracing::info!(node = %service.id(), http = %http_addr, peer = %peer_addr, "node started");
         Ok(Self {
             service,
@@ -141,6 +159,13 @@ impl Server {
     #[doc(hidden)]
     pub fn node(&self) -> &Node {
         self.service.node()
+    }
+
+    /// Waits until the node serves, as `/readyz` would say.
+    pub async fn ready(&self) {
+        while self.service.is_ready().is_err() {
+            tokio::time::sleep(READY_EVERY).await;
+        }
     }
 
     /// Waits until the node cannot go on, and gives the reason. The process should then end with an error.
@@ -182,17 +207,28 @@ impl Server {
     }
 }
 
+/// What the nodes talk over.
+fn sockets(options: &Options) -> Arc<dyn Sockets> {
+    match (&options.sockets, &options.tls) {
+        (Some(simulated), _) => simulated.clone(),
+        (None, Some(credentials)) => Arc::new(Tls::new(credentials.clone())),
+        (None, None) => Arc::new(Tcp),
+    }
+}
+
 /// The port of REST and gateway.
 enum HttpPort {
     Tcp(tokio::net::TcpListener),
+    Tls(listener::Secured),
     Simulated(listener::Simulated),
 }
 
 impl HttpPort {
-    async fn serve(self, router: axum::Router, stop: CancellationToken) {
+    async fn serve(self, router: axum::Router, places: Places, stop: CancellationToken) {
         match self {
-            Self::Tcp(listener) => listener::serve(listener, router, stop).await,
-            Self::Simulated(port) => listener::serve(port, router, stop).await,
+            Self::Tcp(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Tls(listener) => listener::serve(listener, router, places, stop).await,
+            Self::Simulated(port) => listener::serve(port, router, places, stop).await,
         }
     }
 }
@@ -210,7 +246,11 @@ async fn open(options: &mut Options) -> Result<(HttpPort, Option<TcpListener>), 
     (options.http, options.peer) = (address(&http)?, address(&peer)?);
     let address = options.http;
     let http = tokio::net::TcpListener::from_std(http).map_err(|source| Error::Listen { address, source })?;
-    Ok((HttpPort::Tcp(http), Some(peer)))
+    let port = match &options.tls {
+        Some(credentials) => HttpPort::Tls(listener::Secured::new(http, credentials.clone())),
+        None => HttpPort::Tcp(http),
+    };
+    Ok((port, Some(peer)))
 }
 
 fn listen(given: Option<TcpListener>, on: SocketAddr) -> Result<TcpListener, Error> {

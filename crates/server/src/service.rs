@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use rand::RngExt;
 use regent_raft::{Health, Node, ProposeError, Proposed, ReadError, View};
-use regent_state::{Caller, Operation, Request};
+use regent_state::{Caller, FIRST_LEVEL, Operation, Request};
 use regent_types::{NodeId, Time};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::describe::Descriptions;
 use crate::gateway::Registry;
+use crate::http::Rates;
 use crate::options::Options;
 use crate::waiting::Waiters;
 use crate::{activity, keepalive};
@@ -25,6 +27,9 @@ pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause between the reads of a node that has started, until one is confirmed.
+const CONFIRM_EVERY: Duration = Duration::from_millis(50);
 
 /// The parts of a node, for its routes and tasks.
 #[derive(Clone)]
@@ -39,8 +44,13 @@ struct Inner {
     activity: activity::Handle,
     registry: Registry,
     waiters: Waiters,
+    descriptions: Descriptions,
+    rates: Rates,
     stop: CancellationToken,
     draining: AtomicBool,
+    /// A quorum has confirmed a read since this process began. Until then the leader that it knows, and that nobody is
+    /// missing, may be what it remembers from before.
+    confirmed: AtomicBool,
 }
 
 /// Why a write or a read was not answered.
@@ -52,6 +62,9 @@ pub(crate) enum ServiceError {
     /// A read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// A write that not all members could read: nothing was written.
+    #[error("some nodes still run an older program: upgrade all of them first")]
+    Level,
 }
 
 impl Service {
@@ -66,12 +79,15 @@ impl Service {
         let inner = Inner {
             node,
             waiters,
+            rates: Rates::new(options.limits.requests_per_second),
             options,
             leases,
             activity,
             registry: Registry::default(),
+            descriptions: Descriptions::default(),
             stop,
             draining: AtomicBool::new(false),
+            confirmed: AtomicBool::new(false),
         };
         Self {
             inner: Arc::new(inner),
@@ -108,6 +124,16 @@ impl Service {
         &self.inner.waiters
     }
 
+    /// What the nodes said of themselves.
+    pub(crate) fn descriptions(&self) -> &Descriptions {
+        &self.inner.descriptions
+    }
+
+    /// How often each token may ask.
+    pub(crate) fn rates(&self) -> &Rates {
+        &self.inner.rates
+    }
+
     /// Cancelled when the node stops; long-lived answers (event streams) end then.
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.inner.stop
@@ -125,6 +151,9 @@ impl Service {
 
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
+        if request.operation.level() > self.node().view().state.feature_level().max(FIRST_LEVEL) {
+            return Err(ServiceError::Level);
+        }
         Ok(self
             .inner
             .node
@@ -166,7 +195,22 @@ impl Service {
 
     /// A linearizable view: everything that was acknowledged before the call is in it.
     pub(crate) async fn read(&self) -> Result<Arc<View>, ServiceError> {
-        Ok(self.inner.node.read(Instant::now() + REQUEST_DEADLINE).await?)
+        let view = self.inner.node.read(Instant::now() + REQUEST_DEADLINE).await?;
+        self.inner.confirmed.store(true, Ordering::SeqCst);
+        Ok(view)
+    }
+
+    /// Reads until a quorum has confirmed it once.
+    pub(crate) async fn confirm(self, stop: CancellationToken) {
+        let confirmed = async {
+            while self.read().await.is_err() {
+                tokio::time::sleep(CONFIRM_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = confirmed => {}
+            () = stop.cancelled() => {}
+        }
     }
 
     /// This node's id.
@@ -182,7 +226,10 @@ impl Service {
         }
         let status = self.inner.node.status();
         match status.health {
-            Health::Serving => {}
+            Health::Serving if self.inner.confirmed.load(Ordering::SeqCst) => {}
+            Health::Serving => {
+                reasons.push("the node is starting; it waits for a quorum to confirm a read".to_owned());
+            }
             Health::Starting(what) => reasons.push(format!("the node is starting; it waits for {what}")),
             Health::NoQuorum => reasons.push("the node reaches no quorum".to_owned()),
             Health::Diverged => reasons.push("the node's state differs from the majority's".to_owned()),

@@ -511,6 +511,11 @@ async fn heartbeats_of_idle_agents_write_nothing() {
     agent.work(json!({})).await;
     node.until("/sessions", "it runs", |s| s["sessions"][0]["state"] == "running")
         .await;
+    // A cluster writes down who founded it a moment after its start.
+    node.until("/cluster", "its member is written down", |c| {
+        c["members"][0]["since"].is_string()
+    })
+    .await;
     let index = |cluster: &Value| cluster["members"][0]["appliedIndex"].clone();
     let before = index(&node.get("/cluster").await);
     let mut heard = Value::Null;

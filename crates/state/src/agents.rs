@@ -129,6 +129,8 @@ pub(crate) fn connected(
     txn.actor.require_node()?;
     let mut agent = find(txn, &op.agent)?;
     may_connect(txn, op)?;
+    // It could not lead, and a standby would only learn that one by one.
+    leases::not_held_back(txn)?;
     one_kind(txn, &agent, op)?;
     if agent.connections.len() >= MAX_REPLICAS && !agent.connections.contains_key(&op.replica) {
         return Err(Rejection::WrongState(format!(

@@ -12,7 +12,7 @@ use crate::operation::{Idempotency, Meta, Operation, Request};
 use crate::outcome::{Applied, Outcome, Rejection};
 use crate::state::{Recorded, State};
 use crate::txn::Txn;
-use crate::{agents, cluster, commands, leases, prune, sessions, templates, tokens, users};
+use crate::{agents, cluster, commands, leases, members, prune, sessions, templates, tokens, users};
 
 impl State {
     /// Applies one operation. `meta.revision` must be above the last one.
@@ -99,7 +99,8 @@ fn is_final(applied: &Applied) -> bool {
             | Rejection::WrongLeadership
             | Rejection::Identity(_)
             | Rejection::NameTaken(_)
-            | Rejection::Busy(_) => false,
+            | Rejection::Busy(_)
+            | Rejection::LeasesHeldBack { .. } => false,
         },
     }
 }
@@ -257,6 +258,11 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
             replica,
             epoch,
         } => leases::release_abandoned(txn, name, *token, agent, (replica, *epoch)),
+        Operation::AdmitMember(op) => members::admit(txn, op),
+        Operation::MemberMoved { id, peer, http } => members::moved(txn, *id, peer, http),
+        Operation::RemoveMember { id, reason } => members::remove(txn, *id, reason),
+        Operation::EnrolAgent { join, token } => members::enrol(txn, join, token),
+        Operation::RaiseFeatureLevel { level } => members::raise_level(txn, *level),
     }
 }
 

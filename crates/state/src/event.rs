@@ -3,6 +3,7 @@
 //! Events are kept in the state, so that a watcher can resume on any node, and so that a node's
 //! own parts (dispatch, reconcilers) see what was applied; the oldest are dropped beyond a bound.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use regent_types::Revision;
 
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, User};
 
 /// Revision, and which event of that revision, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,6 +75,10 @@ pub enum EventRecord {
     ApiToken(Arc<ApiToken>),
     /// Somebody who waits for a lease.
     Candidate(Arc<Candidate>),
+    /// A member of the cluster.
+    Member(Arc<Member>),
+    /// The cluster came out of another one's state.
+    Restored(Arc<Restored>),
 }
 
 /// What happened. The text form (`session.running`) is [`Event::name`].
@@ -135,6 +140,14 @@ pub enum EventKind {
     LeaseQueued,
     /// Somebody waits for a lease no more and did not get it.
     LeaseLeft,
+    /// A node became a member.
+    MemberAdded,
+    /// A member is reached elsewhere.
+    MemberUpdated,
+    /// A member was taken out.
+    MemberRemoved,
+    /// The cluster came out of another one's state.
+    ClusterRestored,
 }
 
 impl Event {
@@ -163,8 +176,8 @@ impl Event {
     }
 
     /// The name of what it is about.
-    pub fn subject(&self) -> &str {
-        match &self.record {
+    pub fn subject(&self) -> Cow<'_, str> {
+        Cow::Borrowed(match &self.record {
             EventRecord::Session(r) => r.name.as_str(),
             EventRecord::Agent(r) => r.id.as_str(),
             EventRecord::Command(r) => r.id.as_str(),
@@ -173,7 +186,9 @@ impl Event {
             EventRecord::User(r) => r.name.as_str(),
             EventRecord::ApiToken(r) => r.id.as_str(),
             EventRecord::Candidate(r) => r.lease.as_str(),
-        }
+            EventRecord::Member(r) => return Cow::Owned(r.id.to_string()),
+            EventRecord::Restored(r) => r.cluster.as_str(),
+        })
     }
 }
 
@@ -209,6 +224,10 @@ impl EventKind {
             Self::TokenDeleted => "token.deleted",
             Self::LeaseQueued => "lease.queued",
             Self::LeaseLeft => "lease.left",
+            Self::MemberAdded => "member.added",
+            Self::MemberUpdated => "member.updated",
+            Self::MemberRemoved => "member.removed",
+            Self::ClusterRestored => "cluster.restored",
         }
     }
 }

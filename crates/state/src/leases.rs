@@ -31,6 +31,7 @@ pub(crate) fn acquire(txn: &mut Txn<'_>, name: &LeaseName, holder: &str, ttl_ms:
     if let Some(lease) = txn.state().lease(name) {
         return Err(held(lease));
     }
+    not_held_back(txn)?;
     let lease = grant(txn, name, holder, owner, ttl_ms, Keeping::Holder);
     Ok(Outcome::Lease(lease))
 }
@@ -66,6 +67,17 @@ fn check(holder: &str, ttl_ms: u64) -> Result<(), Rejection> {
         ));
     }
     Ok(())
+}
+
+/// Refuses to grant while somebody may act under a lease that a restored cluster does not know of.
+pub(crate) fn not_held_back(txn: &Txn<'_>) -> Result<(), Rejection> {
+    match txn.state().leases_held_back(txn.now()) {
+        None => Ok(()),
+        Some(until) => Err(Rejection::LeasesHeldBack {
+            until,
+            for_ms: until - txn.now(),
+        }),
+    }
 }
 
 fn held(lease: &Lease) -> Rejection {
@@ -267,7 +279,7 @@ fn connection_of_holder(
 /// Ends `agent/{id}` with the agent itself: nobody is promoted, nobody waits any more.
 pub(crate) fn end_with_agent(txn: &mut Txn<'_>, agent: &AgentId) {
     let name = LeaseName::of_agent(agent);
-    queue::dissolve(txn, &name);
+    queue::dissolve(txn, &name, "there is nothing to wait for any more");
     txn.remove_lease(EventKind::LeaseReleased, &name, "the agent was removed");
 }
 

@@ -12,6 +12,7 @@ use regent_types::{
     TemplateName, Token, TokenId, UserName,
 };
 
+use crate::members::{FIRST_LEVEL, MEMBERS_LEVEL};
 use crate::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt};
 
 /// An operation with who asks for it: the content of one log entry.
@@ -351,6 +352,109 @@ pub enum Operation {
         /// For a replica: the token of `agent/{id}` that it says it holds, and where its candidacy waits from now on.
         replica: Option<(Option<Token>, WaitsAt)>,
     },
+    /// A node becomes a member.
+    AdmitMember(AdmitMember),
+    /// A member is reached elsewhere from now on.
+    MemberMoved {
+        /// The member.
+        id: NodeId,
+        /// `host:port` of its peer transport.
+        peer: String,
+        /// Base address of its REST API.
+        http: String,
+    },
+    /// A member is taken out, for good.
+    RemoveMember {
+        /// The member.
+        id: NodeId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A join token is exchanged for a token of an agent.
+    EnrolAgent {
+        /// SHA-256 of the join token.
+        join: [u8; 32],
+        /// The token to be made.
+        token: CreateToken,
+    },
+    /// All members support a newer feature level.
+    RaiseFeatureLevel {
+        /// The level.
+        level: u32,
+    },
+}
+
+impl Operation {
+    /// The feature level from which every member can read it. Below that it may not even be proposed: a log entry that
+    /// a node cannot read ends that node.
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::AdmitMember(_)
+            | Self::MemberMoved { .. }
+            | Self::RemoveMember { .. }
+            | Self::EnrolAgent { .. } => MEMBERS_LEVEL,
+            Self::CreateToken(op) if matches!(op.subject, Subject::Join(_)) => MEMBERS_LEVEL,
+            // Who proposes that has asked all members.
+            Self::RaiseFeatureLevel { .. }
+            | Self::CreateToken(_)
+            | Self::InitCluster(_)
+            | Self::CreateSession(_)
+            | Self::PatchSession(_)
+            | Self::StopSession(_)
+            | Self::HibernateSession(_)
+            | Self::WakeSession(_)
+            | Self::PlaceQueued(_)
+            | Self::SessionOverdue { .. }
+            | Self::ReportSession(_)
+            | Self::PutTemplate { .. }
+            | Self::DeleteTemplate { .. }
+            | Self::CreateUser { .. }
+            | Self::DeleteUser { .. }
+            | Self::SetPassword { .. }
+            | Self::SetQuota { .. }
+            | Self::DeleteToken { .. }
+            | Self::RegisterAgent(_)
+            | Self::DeleteAgent { .. }
+            | Self::SetScheduling { .. }
+            | Self::AgentConnected(_)
+            | Self::AgentDisconnected { .. }
+            | Self::AgentCapacity { .. }
+            | Self::CreateCommand(_)
+            | Self::CommandSent { .. }
+            | Self::CommandAcked { .. }
+            | Self::CommandCompleted { .. }
+            | Self::CommandFailed { .. }
+            | Self::CommandOverdue { .. }
+            | Self::CancelCommand { .. }
+            | Self::RetryCommand { .. }
+            | Self::AcquireLease { .. }
+            | Self::ReleaseLease { .. }
+            | Self::ForceReleaseLease { .. }
+            | Self::ExpireLeases { .. }
+            | Self::Prune
+            | Self::Campaign(_)
+            | Self::Withdraw { .. }
+            | Self::EndLeases { .. }
+            | Self::ReplicaConnected { .. }
+            | Self::ReleaseAbandoned { .. }
+            | Self::ConnectedSince { .. } => FIRST_LEVEL,
+        }
+    }
+}
+
+/// See [`Operation::AdmitMember`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmitMember {
+    /// Its id, never used before.
+    pub id: NodeId,
+    /// The random name of its data folder.
+    pub incarnation: [u8; 16],
+    /// `host:port` of its peer transport.
+    pub peer: String,
+    /// Base address of its REST API.
+    pub http: String,
+    /// SHA-256 of the join token that it brings; none for those that founded the cluster.
+    pub token: Option<[u8; 32]>,
 }
 
 /// See [`Operation::Campaign`]. Asking again under the same id moves the candidacy to where it is asked from and

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use regent_types::{AgentId, CommandId, Epoch, SessionName, Token};
 
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Session, Template, User};
 
 /// What applying one operation gives.
 pub type Applied = Result<Outcome, Rejection>;
@@ -62,6 +62,8 @@ pub enum Outcome {
     Replayed(Box<Outcome>),
     /// The lease is held: this candidate waits for it.
     Queued(Arc<Candidate>),
+    /// A member of the cluster.
+    Member(Arc<Member>),
 }
 
 /// What a name that was not found would have named.
@@ -81,6 +83,8 @@ pub enum Noun {
     User,
     /// An API token.
     Token,
+    /// A member of the cluster.
+    Member,
 }
 
 /// Why nothing was done.
@@ -162,4 +166,16 @@ pub enum Rejection {
     /// A queue is full just now.
     #[error("{0}")]
     Busy(String),
+    /// The cluster was restored a moment ago, and who held a lease before may still act under it.
+    #[error(
+        "this cluster was restored, and whoever held leases of the cluster before it may act for another {} s: \
+         until then none is granted",
+        for_ms.div_ceil(1_000)
+    )]
+    LeasesHeldBack {
+        /// Until when, by the cluster's clock.
+        until: u64,
+        /// How long that is.
+        for_ms: u64,
+    },
 }

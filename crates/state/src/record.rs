@@ -5,6 +5,8 @@
 //! of the last change and serves as `ETag`.
 
 mod lease;
+mod member;
+mod restored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use lease::{Candidate, Keeping, Lease, WaitsAt};
+pub use member::{JoinScope, Member};
+pub use restored::Restored;
 
 use regent_types::{
     AgentId, CommandId, Epoch, NodeId, ReplicaName, Revision, SessionName, TemplateName, Token, TokenId,
@@ -462,6 +466,8 @@ pub enum Subject {
     User(UserName),
     /// An agent.
     Agent(AgentId),
+    /// Nobody yet: it is exchanged, once, for membership or for a token of an agent.
+    Join(JoinScope),
 }
 
 /// An API token.

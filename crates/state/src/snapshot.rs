@@ -16,7 +16,7 @@ use regent_types::Revision;
 use crate::codec::{self, CodecError, FORMAT, MAX_ENCODED};
 use crate::event::{Event, EventId};
 use crate::faults::{self, Fault};
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, User};
+use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, User};
 use crate::state::{Identity, Recorded, State};
 
 /// The largest piece that [`State::encode_chunks`] gives: small enough to be a network frame.
@@ -48,6 +48,8 @@ pub(crate) enum Item {
     Event(EventId, Arc<Event>),
     Trailer { records: u64, content: u64 },
     Candidate(Arc<Candidate>),
+    Member(Arc<Member>),
+    Restored(Arc<Restored>),
 }
 
 #[derive(Serialize)]
@@ -64,6 +66,8 @@ pub(crate) enum ItemRef<'a> {
     Event(&'a EventId, &'a Event),
     Trailer { records: u64, content: u64 },
     Candidate(&'a Candidate),
+    Member(&'a Member),
+    Restored(&'a Restored),
 }
 
 impl State {
@@ -130,6 +134,9 @@ impl State {
         let tokens = self.tokens.values().map(|r| ItemRef::ApiToken(r));
         let recorded = self.recorded.iter().map(|(key, r)| ItemRef::Recorded(key, r));
         let events = self.events.iter().map(|(id, r)| ItemRef::Event(id, r));
+        let members = self.members.values().map(|r| ItemRef::Member(r));
+        // Absent in a cluster that began empty: its snapshots are as they were before there was such a record.
+        let restored = self.restored.iter().map(|r| ItemRef::Restored(r));
         sessions
             .chain(agents)
             .chain(commands)
@@ -140,6 +147,8 @@ impl State {
             .chain(tokens)
             .chain(recorded)
             .chain(events)
+            .chain(members)
+            .chain(restored)
     }
 }
 
@@ -325,6 +334,8 @@ impl StateDecoder {
                     .or_default()
                     .insert(r.place, r),
             ),
+            Item::Member(r) => drop(state.members.insert(r.id, r)),
+            Item::Restored(r) => state.restored = Some(r),
             Item::Trailer { records, content } => {
                 self.records -= 1;
                 self.trailer = Some((records, content));

@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use regent_types::{
-    AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, Principal, Revision, SessionName,
+    AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, NodeId, Principal, Revision, SessionName,
     TemplateName, TokenId, UserName,
 };
 
@@ -19,7 +19,9 @@ use crate::event::EventId;
 use crate::events::Events;
 use crate::index::Indexes;
 use crate::outcome::Applied;
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Role, Session, Subject, Template, User};
+use crate::record::{
+    Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Role, Session, Subject, Template, User,
+};
 
 /// How many commands [`State::deliverable`] gives at a time: one round of sending for one agent.
 pub const MAX_DELIVERABLE: usize = 64;
@@ -58,6 +60,8 @@ pub struct State {
     pub(crate) users: OrdMap<UserName, Arc<User>>,
     pub(crate) tokens: OrdMap<TokenId, Arc<ApiToken>>,
     pub(crate) recorded: OrdMap<[u8; 16], Arc<Recorded>>,
+    pub(crate) members: OrdMap<NodeId, Arc<Member>>,
+    pub(crate) restored: Option<Arc<Restored>>,
     pub(crate) events: Events,
     pub(crate) events_floor: EventId,
     pub(crate) index: Indexes,
@@ -90,6 +94,8 @@ impl State {
             users: OrdMap::new(),
             tokens: OrdMap::new(),
             recorded: OrdMap::new(),
+            members: OrdMap::new(),
+            restored: None,
             events: Events::default(),
             events_floor: EventId(Revision(0), 0),
             index: Indexes::default(),
@@ -359,7 +365,35 @@ impl State {
             Subject::User(name) => Some((Principal::User(name.clone()), self.users.get(name)?.role)),
             // An agent's token may be made before the agent registers with it.
             Subject::Agent(id) => Some((Principal::Agent(id.clone()), Role::Agent)),
+            // It speaks for nobody.
+            Subject::Join(_) => None,
         }
+    }
+
+    /// A node that is or was a member.
+    pub fn member(&self, id: NodeId) -> Option<&Arc<Member>> {
+        self.members.get(&id)
+    }
+
+    /// All nodes that are or were members, by id. Empty below feature level [`crate::MEMBERS_LEVEL`].
+    pub fn members(&self) -> &OrdMap<NodeId, Arc<Member>> {
+        &self.members
+    }
+
+    /// How this cluster came out of another one's state, if it did.
+    pub fn restored(&self) -> Option<&Arc<Restored>> {
+        self.restored.as_ref()
+    }
+
+    /// The clusters that this one came from, the latest first and the very first last.
+    pub fn former_clusters(&self) -> &[ClusterId] {
+        self.restored.as_ref().map_or(&[], |restored| &restored.from)
+    }
+
+    /// Until when no lease is granted, if that is later than `now`.
+    pub fn leases_held_back(&self, now: u64) -> Option<u64> {
+        let until = self.restored.as_ref()?.no_lease_before;
+        (now < until).then_some(until)
     }
 
     /// The events that are kept, in order.

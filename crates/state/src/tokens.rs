@@ -7,20 +7,28 @@ use regent_types::TokenId;
 use crate::actor::Actor;
 use crate::agents;
 use crate::event::EventKind;
+use crate::members::{check_agent_pattern, require_level};
 use crate::operation::CreateToken;
 use crate::outcome::{Applied, Noun, Outcome, Rejection};
-use crate::record::{ApiToken, Role, Subject};
+use crate::record::{ApiToken, JoinScope, Role, Subject};
 use crate::txn::Txn;
 use crate::users::require_self_or_admin;
 
 /// How many tokens one subject may have: a program that logs in for every call must not fill the state.
 pub const MAX_TOKENS_PER_SUBJECT: usize = 1_000;
+/// Longest life of a join token, in milliseconds.
+const MAX_JOIN_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Bytes of a description.
 const MAX_DESCRIPTION: usize = 1_000;
 
 /// Makes a token. Beyond [`MAX_TOKENS_PER_SUBJECT`] a login replaces the oldest login; others are refused.
 pub(crate) fn create(txn: &mut Txn<'_>, op: &CreateToken) -> Applied {
     may_create(txn, op)?;
+    put(txn, op)
+}
+
+/// Makes a token that may be made.
+pub(crate) fn put(txn: &mut Txn<'_>, op: &CreateToken) -> Applied {
     if op.description.len() > MAX_DESCRIPTION {
         return Err(Rejection::Invalid {
             field: "description".to_owned(),
@@ -92,8 +100,31 @@ fn may_create(txn: &Txn<'_>, op: &CreateToken) -> Result<(), Rejection> {
             }
         }
         Subject::Agent(_) => txn.actor.require(Role::Operator, "make tokens for agents")?,
+        Subject::Join(scope) => may_admit(txn, scope, op.ttl_ms)?,
     }
     Ok(())
+}
+
+/// Whoever may make an agent's token may have it fetched; nodes are for admins. Both are for a while only.
+fn may_admit(txn: &Txn<'_>, scope: &JoinScope, ttl_ms: Option<u64>) -> Result<(), Rejection> {
+    match scope {
+        JoinScope::Node => txn.actor.require(Role::Admin, "let nodes join")?,
+        JoinScope::Agent(pattern) => {
+            txn.actor.require(Role::Operator, "let agents join")?;
+            check_agent_pattern(pattern).map_err(|message| Rejection::Invalid {
+                field: "join".to_owned(),
+                message,
+            })?;
+        }
+    }
+    require_level(txn)?;
+    if ttl_ms.is_some_and(|ttl| ttl <= MAX_JOIN_MS) {
+        return Ok(());
+    }
+    Err(Rejection::Invalid {
+        field: "expiresIn".to_owned(),
+        message: "a join token lasts at most 24h".to_owned(),
+    })
 }
 
 /// Revokes a token: one's own, an agent's as an operator, anybody's as an admin.

@@ -11,7 +11,9 @@ use regent_types::{AgentId, CommandId, LeaseName, Revision, SessionName, Templat
 use crate::actor::Actor;
 use crate::event::{Event, EventId, EventKind, EventRecord};
 use crate::operation::Meta;
-use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Session, Template, Usage, User};
+use crate::record::{
+    Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, Usage, User,
+};
 use crate::state::{Identity, Recorded, State};
 
 /// How many events are kept: a watcher that is away for some minutes of heavy use may resume.
@@ -34,6 +36,8 @@ enum Table {
     Identity,
     Removed,
     Candidate,
+    Member,
+    Restored,
 }
 
 /// One operation being applied.
@@ -274,6 +278,39 @@ impl<'a> Txn<'a> {
             self.state.index.remove_token(&old);
             self.removed(Table::ApiToken, id.as_str());
             self.emit(EventKind::TokenDeleted, EventRecord::ApiToken(old));
+        }
+    }
+
+    /// Writes a member, new or changed. Sets `changed`.
+    pub(crate) fn put_member(&mut self, kind: EventKind, mut member: Member, reason: &str) -> Arc<Member> {
+        member.changed = self.meta.revision;
+        let member = Arc::new(member);
+        self.state.members.insert(member.id, member.clone());
+        self.state.contribution.changed(Table::Member as u8, &member);
+        self.emit_because(kind, EventRecord::Member(member.clone()), reason);
+        member
+    }
+
+    /// Forgets all members: they are another cluster's.
+    pub(crate) fn clear_members(&mut self) {
+        for (id, _) in std::mem::take(&mut self.state.members) {
+            self.removed(Table::Member, &id.to_string());
+        }
+    }
+
+    /// Writes down how this cluster came out of another one's state.
+    pub(crate) fn put_restored(&mut self, restored: Restored) {
+        let restored = Arc::new(restored);
+        self.state.restored = Some(restored.clone());
+        self.state.contribution.changed(Table::Restored as u8, &restored);
+        self.emit(EventKind::ClusterRestored, EventRecord::Restored(restored));
+    }
+
+    /// Raises the feature level.
+    pub(crate) fn raise_level(&mut self, level: u32) {
+        if let Some(identity) = &mut self.state.identity {
+            identity.feature_level = level;
+            self.state.contribution.changed(Table::Identity as u8, identity);
         }
     }
 

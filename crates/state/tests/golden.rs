@@ -61,6 +61,13 @@ disconnect dev reason=bye
 delete-agent dev force
 delete-user alice
 revoke t1
+token j1 join=node ttl=1h
+admit 4 token=j1
+moved 4 peer=other:1
+remove-member 4 reason=replaced
+token j2 join=d* ttl=1h
+enrol e1 agent=dev token=j2
+raise-level 3
 prune
 ";
 
@@ -110,11 +117,16 @@ fn name(request: &Request) -> &'static str {
         Op::ReplicaConnected { .. } => "ReplicaConnected",
         Op::ReleaseAbandoned { .. } => "ReleaseAbandoned",
         Op::ConnectedSince { .. } => "ConnectedSince",
+        Op::AdmitMember(_) => "AdmitMember",
+        Op::MemberMoved { .. } => "MemberMoved",
+        Op::RemoveMember { .. } => "RemoveMember",
+        Op::EnrolAgent { .. } => "EnrolAgent",
+        Op::RaiseFeatureLevel { .. } => "RaiseFeatureLevel",
     }
 }
 
 /// How many variants [`name`] knows.
-const VARIANTS: usize = 42;
+const VARIANTS: usize = 47;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod harness;
+mod restored;
 
 use std::collections::BTreeMap;
 
@@ -338,6 +339,12 @@ proptest! {
     #[test]
     fn replicas_agree_and_invariants_hold(story in choices(160), snapshot_at in 0_usize..160) {
         tell(&story, snapshot_at).verify();
+    }
+
+    #[test]
+    fn whatever_was_can_be_restored(story in choices(160), keep in any::<bool>()) {
+        let world = tell(&story, 0);
+        restored::check(&world.state, world.now, keep);
     }
 }
 

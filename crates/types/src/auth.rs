@@ -143,6 +143,10 @@ pub struct CreateToken {
     /// Whose; the caller's when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
+    /// A join token instead: `node`, or `agent:` and an agent's id or the beginning of one with `*`. It lasts at most
+    /// a day and is spent by the one node or agent that comes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -167,6 +171,9 @@ pub struct ApiToken {
     /// The agent that it speaks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
+    /// What it admits, once, when it is a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
     /// What it may do.
     pub role: Role,
     /// For people.

@@ -110,6 +110,10 @@ pub struct Welcome {
     /// What else it can.
     #[serde(default)]
     pub features: Vec<String>,
+    /// The clusters that this one was restored or recovered from, the latest first. An agent of one of them follows
+    /// to this one, whose base is larger.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_cluster_ids: Vec<ClusterId>,
 }
 
 /// `hello`.

@@ -31,6 +31,8 @@ pub enum Code {
     UserNotFound,
     /// 404: no such API token.
     TokenNotFound,
+    /// 404: no such member.
+    MemberNotFound,
     /// 405: the route does not take this method.
     MethodNotAllowed,
     /// 409: the record is in a state that does not allow it.
@@ -63,6 +65,8 @@ pub enum Code {
     NoAgentsAvailable,
     /// 503: this node does not serve (starting, stopping, or its state differs); certainly not done.
     NotServing,
+    /// 503: the cluster was restored, and somebody may still act under a lease of the one before; see `Retry-After`.
+    LeasesHeldBack,
     /// 504: it may be done or not: repeat with the same `Idempotency-Key`.
     OutcomeUnknown,
 }
@@ -81,7 +85,8 @@ impl Code {
             | Self::LeaseNotFound
             | Self::TemplateNotFound
             | Self::UserNotFound
-            | Self::TokenNotFound => 404,
+            | Self::TokenNotFound
+            | Self::MemberNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::WrongState | Self::AlreadyExists | Self::LeaseHeld | Self::LeaseLost => 409,
             Self::Gone => 410,
@@ -91,7 +96,11 @@ impl Code {
             Self::IdempotencyKeyReused => 422,
             Self::Busy => 429,
             Self::Internal => 500,
-            Self::NoLeader | Self::NoQuorum | Self::NoAgentsAvailable | Self::NotServing => 503,
+            Self::NoLeader
+            | Self::NoQuorum
+            | Self::NoAgentsAvailable
+            | Self::NotServing
+            | Self::LeasesHeldBack => 503,
             Self::OutcomeUnknown => 504,
         }
     }
@@ -111,6 +120,7 @@ impl Code {
             Self::TemplateNotFound => "No such template",
             Self::UserNotFound => "No such user",
             Self::TokenNotFound => "No such token",
+            Self::MemberNotFound => "No such member",
             Self::MethodNotAllowed => "Method not allowed",
             Self::WrongState => "Wrong state",
             Self::AlreadyExists => "Already exists",
@@ -127,6 +137,7 @@ impl Code {
             Self::NoQuorum => "No quorum",
             Self::NoAgentsAvailable => "No agents available",
             Self::NotServing => "Not serving",
+            Self::LeasesHeldBack => "Leases held back",
             Self::OutcomeUnknown => "Outcome unknown",
         }
     }

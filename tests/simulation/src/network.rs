@@ -657,6 +657,7 @@ fn stream(network: &Network, id: u64, side: Side) -> Stream {
             id,
             side,
         }),
+        proven: None,
     }
 }
 

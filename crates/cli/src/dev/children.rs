@@ -18,6 +18,17 @@ const END_WITHIN: Duration = Duration::from_secs(8);
 /// How often ended children are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// What a shell has for its own cluster, and what is not for the children.
+const OTHERS: [&str; 8] = [
+    "REGENT_URL",
+    "REGENT_TOKEN",
+    "REGENT_CA_FILE",
+    "REGENT_CERT_FILE",
+    "REGENT_KEY_FILE",
+    "REGENT_TLS_CERT",
+    "REGENT_TLS_KEY",
+    "REGENT_TLS_CA",
+];
 /// The most of a log's end that is shown, in bytes.
 const LAST_WORDS: u64 = 1_000;
 
@@ -94,15 +105,18 @@ impl Children {
     pub(super) fn spawn(&mut self, name: &str, command: &[String], log: &Path) -> anyhow::Result<u32> {
         let output = OpenOptions::new().create(true).append(true).open(log)?;
         let (program, args) = command.split_first().expect("a command has a program");
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // Of another cluster, perhaps.
+        for other in OTHERS {
+            command.env_remove(other);
+        }
+        let child = command
             .args(args)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             // Ctrl-C is for `dev`, which ends its children in order.
             .process_group(0)
-            .env_remove("REGENT_URL")
-            .env_remove("REGENT_TOKEN")
             .spawn()
             .with_context(|| format!("{name} cannot be started"))?;
         let pid = child.id().context("the child ended at once")?;

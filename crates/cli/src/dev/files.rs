@@ -1,24 +1,19 @@
 //! The data folder of `regent dev`: secrets, `dev.json`, logs, and a folder for each process.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use rand::RngExt as _;
-use rand::distr::Alphanumeric;
 use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::ports::{self, Ports};
 use crate::agent_config::RuntimeKind;
 use crate::config::LogStore;
+use crate::secrets;
 
 /// Where the first node is served when nothing else is asked for.
 const DEFAULT_HTTP_PORT: u16 = 8000;
-/// Characters of a generated secret: 43 of 62 are 256 bits.
-const SECRET_LEN: usize = 43;
 
 /// `dev.json`: what runs, and how to start it again by hand.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,11 +61,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes the folder if need be and locks it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("the folder {} cannot be made", path.display()))?;
+        secrets::folder(path)?;
         let path = path.canonicalize()?;
         let lock = OpenOptions::new()
             .create(true)
@@ -112,8 +103,8 @@ impl Folder {
             DevFile {
                 nodes,
                 agents: Vec::new(),
-                admin_token: secret("regent_"),
-                admin_password: secret(""),
+                admin_token: secrets::random("regent_"),
+                admin_password: secrets::random(""),
             }
         };
         ports::check(
@@ -129,7 +120,10 @@ impl Folder {
         ] {
             let path = self.path.join(name);
             if !path.exists() {
-                write_secret(&path, text.map_or_else(|| secret(""), Clone::clone).as_str())?;
+                secrets::write(
+                    &path,
+                    text.map_or_else(|| secrets::random(""), Clone::clone).as_str(),
+                )?;
             }
         }
         let members: Vec<String> = file
@@ -296,22 +290,8 @@ impl Folder {
 
     /// Writes `dev.json`, whole or not at all.
     pub(super) fn write(&self, file: &DevFile) -> anyhow::Result<()> {
-        write_secret(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
+        secrets::write(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
     }
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    let aside = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn program() -> anyhow::Result<String> {
@@ -319,13 +299,4 @@ fn program() -> anyhow::Result<String> {
     path.into_os_string()
         .into_string()
         .map_err(|p| anyhow::anyhow!("the path {} is not text", p.display()))
-}
-
-fn secret(prefix: &str) -> String {
-    let random: String = rand::rng()
-        .sample_iter(Alphanumeric)
-        .take(SECRET_LEN)
-        .map(char::from)
-        .collect();
-    format!("{prefix}{random}")
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::agent_config::RuntimeKind;
 use crate::config::{LogStore, UsageError};
-use crate::{output, runtimes};
+use crate::{output, runtimes, secrets};
 use children::Children;
 use files::{AgentProcess, DevFile, Folder, NodeProcess};
 
@@ -155,7 +155,7 @@ async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> 
             .create_agent_token(&agent)
             .await
             .context("the agent's token cannot be made")?;
-        files::write_secret(&token_file, &token.token.context("the answer holds no token")?)?;
+        secrets::write(&token_file, &token.token.context("the answer holds no token")?)?;
     }
     let mut process = AgentProcess {
         id: agent.clone(),

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use regent_client::Client;
-use regent_types::agent::{Agent, AgentStatus, DrainAgent, SchedulingState};
+use regent_types::agent::{Agent, AgentStatus, Capacity, DrainAgent, RegisterAgent, SchedulingState};
 use regent_types::duration::Span;
 use regent_types::{AgentId, ReplicaName};
 
@@ -20,6 +20,14 @@ pub(crate) enum Command {
     Get {
         /// Its id.
         id: AgentId,
+    },
+    /// Make an agent known, so that it can have a token; what it can carry it says itself when it connects.
+    Register {
+        /// Its id.
+        id: AgentId,
+        /// What placement calls it.
+        #[arg(long, value_name = "P", default_value = "")]
+        platform: String,
     },
     /// No new sessions; those that run stay.
     Cordon {
@@ -110,6 +118,17 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
         Command::Run(_) => unreachable!("`agent run` does not ask a cluster and is taken before"),
         Command::List => output::records(format, &client.all_agents().await?, &COLUMNS, row),
         Command::Get { id } => one(client.agent(&id).await?),
+        Command::Register { id, platform } => {
+            let agent = RegisterAgent {
+                agent_id: id,
+                platform,
+                region: String::new(),
+                capacity: Capacity::default(),
+                labels: std::collections::BTreeMap::new(),
+                metadata: serde_json::Value::Null,
+            };
+            one(client.register_agent(&agent).await?)
+        }
         Command::Cordon { id } => one(client.cordon_agent(&id).await?),
         Command::Uncordon { id } => one(client.uncordon_agent(&id).await?),
         Command::Drain { id, deadline } => one(client.drain_agent(&id, &DrainAgent { deadline }).await?),

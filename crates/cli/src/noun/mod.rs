@@ -20,22 +20,30 @@ use serde::de::DeserializeOwned;
 
 use crate::args::{Command, Global};
 use crate::config::UsageError;
-use crate::output;
+use crate::{output, recovery};
 
 /// Runs one command that asks a cluster.
 pub(crate) async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
     asked(command, global).await.map_err(with_hint)
 }
 
-/// Who was refused for want of a token is told where it is taken from.
+/// Who was refused for want of a token is told where it is taken from, and whom TLS failed, why.
 pub(crate) fn with_hint(error: anyhow::Error) -> anyhow::Error {
     let unauthenticated = error
         .downcast_ref::<regent_client::Error>()
         .is_some_and(|error| error.code() == Some(regent_types::Code::Unauthenticated));
     if unauthenticated && api_token().is_none() {
-        error.context("REGENT_TOKEN is not set: set it to an API token")
-    } else {
-        error
+        return error.context("REGENT_TOKEN is not set: set it to an API token");
+    }
+    let tls = error.chain().find_map(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>()?;
+        regent_tls::explain(cause)
+    });
+    match tls {
+        Some(why) => error.context(format!(
+            "{why}; --ca-file (REGENT_CA_FILE) names the CA that is believed"
+        )),
+        None => error,
     }
 }
 
@@ -55,22 +63,36 @@ async fn asked(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Command(command) => command::run(&client()?, command, format).await,
         Command::Lease(command) => lease::run(&client()?, command, format).await,
         Command::Template(command) => template::run(&client()?, command, format).await,
+        Command::Cluster(cluster::Command::Restore(args)) => recovery::restore(args, format).await,
+        Command::Cluster(cluster::Command::Recover(args)) => recovery::recover(args, format).await,
         Command::Cluster(command) => cluster::run(&client()?, command, format).await,
         Command::User(command) => user::run(&client()?, command, format).await,
         Command::Token(command) => token::run(&client()?, command, format).await,
         Command::Login(args) => login::run(&client()?, args, format).await,
         Command::Events(args) => events::run(&client()?, args, format).await,
         Command::Version => output::version(format),
-        Command::Dev(_) | Command::Server(_) | Command::Internal { .. } => {
+        Command::Dev(_)
+        | Command::Debug(_)
+        | Command::Ca(_)
+        | Command::Cert(_)
+        | Command::Server(_)
+        | Command::Completion(_)
+        | Command::Man(_)
+        | Command::Internal { .. } => {
             unreachable!("these do not ask a cluster and are taken before")
         }
     }
 }
 
 /// A client of the cluster that the flags name, as whoever the environment's token is.
-pub(crate) fn client(global: &Global) -> Result<Client, regent_client::Error> {
+pub(crate) fn client(global: &Global) -> anyhow::Result<Client> {
     let servers = global.url.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Client::new(servers, api_token())
+    Ok(Client::with_trust(servers, api_token(), &global.trust()?)?)
+}
+
+/// The same of one node.
+pub(crate) fn client_of(url: &str, global: &Global) -> anyhow::Result<Client> {
+    Ok(Client::with_trust([url], api_token(), &global.trust()?)?)
 }
 
 /// Reads a JSON document from a file, or from standard input for `-`.

@@ -8,6 +8,9 @@ use regent_types::{TokenId, UserName};
 
 use crate::output::{self, Format, or_dash};
 
+/// How long a join token lasts when nothing else is said.
+pub(super) const JOIN_FOR: Span = Span(60 * 60 * 1_000);
+
 /// See the variants.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -22,6 +25,10 @@ pub(crate) enum Command {
         /// How long it lasts; for ever by default.
         #[arg(long)]
         expires_in: Option<Span>,
+        /// A join token instead, spent by the one node or agent that comes with it: `node`, or `agent:ID`, where ID
+        /// may end with *. It lasts an hour unless --expires-in says otherwise, and at most a day.
+        #[arg(long, value_name = "WHAT", conflicts_with = "user")]
+        join: Option<String>,
     },
     /// List tokens; without their secrets.
     List,
@@ -37,6 +44,7 @@ const COLUMNS: [&str; 5] = ["ID", "FOR", "ROLE", "EXPIRES AT", "DESCRIPTION"];
 fn row(t: &ApiToken) -> Vec<String> {
     let user = t.user.as_ref().map(|u| format!("user:{u}"));
     let subject = user.or_else(|| t.agent_id.as_ref().map(|a| format!("agent:{a}")));
+    let subject = subject.or_else(|| t.join.as_ref().map(|what| format!("join:{what}")));
     vec![
         t.id.to_string(),
         or_dash(subject.as_ref()),
@@ -53,13 +61,15 @@ pub(crate) async fn run(client: &Client, command: Command, format: Format) -> an
             user,
             description,
             expires_in,
+            join,
         } => show_new(
             format,
             &client
                 .create_token(&CreateToken {
                     user,
                     description,
-                    expires_in,
+                    expires_in: expires_in.or(join.is_some().then_some(JOIN_FOR)),
+                    join,
                 })
                 .await?,
         ),

@@ -200,7 +200,9 @@ fn finish(shared: &Shared, position: &mut Position, written: Written) {
         mut outcome,
     } = written;
     if outcome.is_ok() && must_sync {
+        let begun = std::time::Instant::now();
         outcome = note_committed(shared, position).and_then(|()| shared.engine.sync(&position.promise()));
+        metrics::histogram!("regent_log_sync_seconds").record(begun.elapsed());
     }
     match outcome {
         Ok(()) => {
@@ -260,6 +262,9 @@ impl Run {
         if self.records.is_empty() {
             return Ok(());
         }
+        let bytes: usize = self.records.iter().map(Vec::len).sum();
+        metrics::counter!("regent_log_appended_entries_total").increment(self.records.len() as u64);
+        metrics::counter!("regent_log_appended_bytes_total").increment(bytes as u64);
         let stored = shared.engine.append(self.first, &self.records);
         self.records.clear();
         stored

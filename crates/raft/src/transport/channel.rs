@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, LinkError};
 use super::handshake::dial;
+use super::peers::Addresses;
 use super::wire::{Purpose, Request, Response, decode, encode};
 use crate::gather::gather;
 use crate::identity::{Identity, Refusal};
@@ -64,7 +65,7 @@ pub(crate) enum Link {
         /// Why the last attempt failed.
         why: String,
     },
-    /// Refused for good: see [`Refusal::is_final_for`].
+    /// Refused for good: see [`Identity::is_final`].
     Refused(Refusal),
     /// Connected.
     Up,
@@ -88,7 +89,7 @@ impl Channel {
     pub(crate) fn spawn(
         identity: Arc<Identity>,
         peer: NodeId,
-        addr: watch::Receiver<String>,
+        addrs: Arc<Addresses>,
         purpose: Purpose,
         heard: Arc<dyn Fn() + Send + Sync>,
         stop: CancellationToken,
@@ -101,7 +102,7 @@ impl Channel {
         let task = Task {
             identity,
             peer,
-            addr,
+            addrs,
             purpose,
             heard,
             queue,
@@ -152,7 +153,7 @@ impl Channel {
 struct Task {
     identity: Arc<Identity>,
     peer: NodeId,
-    addr: watch::Receiver<String>,
+    addrs: Arc<Addresses>,
     purpose: Purpose,
     heard: Arc<dyn Fn() + Send + Sync>,
     queue: mpsc::Receiver<Job>,
@@ -203,7 +204,7 @@ impl Task {
                         Link::Up | Link::Refused(_) => Instant::now(),
                     };
                     self.link.send_replace(match error {
-                        LinkError::Refused(refusal) if refusal.is_final_for(self.identity.node()) => {
+                        LinkError::Refused(refusal) if self.identity.is_final(&refusal) => {
                             Link::Refused(refusal)
                         }
                         _ => Link::Down { since, why: text },
@@ -221,9 +222,16 @@ impl Task {
     /// One attempt; `None` when nobody holds the channel any more.
     async fn connect(&mut self) -> Option<Result<Connection, LinkError>> {
         let (identity, peer, purpose) = (self.identity.clone(), self.peer, self.purpose);
-        let addr = self.addr.borrow().clone();
-        self.refuse_while(async move { dial(&identity, peer, &addr, purpose).await })
-            .await
+        let addrs = self.addrs.clone();
+        self.refuse_while(async move {
+            let addr = addrs.current();
+            let dialled = dial(&identity, peer, &addr, purpose).await;
+            if dialled.is_err() {
+                addrs.failed(&addr);
+            }
+            dialled
+        })
+        .await
     }
 
     /// Runs `work` and meanwhile answers what is asked: not now.

@@ -1,5 +1,8 @@
 //! One connection that carries frames.
 
+use std::io::ErrorKind;
+
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use regent_types::NodeId;
 use serde::{Serialize, de::DeserializeOwned};
@@ -16,7 +19,16 @@ use crate::sockets::Stream;
 pub(crate) enum LinkError {
     /// The network said no, or a frame exceeded its cap.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(#[source] std::io::Error),
+    /// The certificate of one side does not convince the other.
+    #[error("{0}")]
+    Tls(String),
+    /// Its first bytes are none of ours.
+    #[error(
+        "what it says is not the peer protocol: one of the two speaks TLS and the other does not, or something else \
+         listens there"
+    )]
+    Foreign,
     /// The other side closed it.
     #[error("closed by the peer")]
     Closed,
@@ -31,11 +43,22 @@ pub(crate) enum LinkError {
     Refused(#[from] Refusal),
 }
 
+impl From<std::io::Error> for LinkError {
+    fn from(error: std::io::Error) -> Self {
+        match regent_tls::explain(&error) {
+            Some(why) => Self::Tls(why),
+            // What TLS calls an end without a goodbye: that of a process that was killed.
+            None if error.kind() == ErrorKind::UnexpectedEof => Self::Closed,
+            None => Self::Io(error),
+        }
+    }
+}
+
 impl LinkError {
     /// Whether a person must do something before it can succeed.
     pub(crate) fn is_fault(&self) -> bool {
         match self {
-            Self::Malformed(_) => true,
+            Self::Malformed(_) | Self::Tls(_) | Self::Foreign => true,
             Self::Refused(refusal) => !refusal.passes(),
             Self::Io(_) | Self::Closed | Self::Silent => false,
         }
@@ -45,6 +68,8 @@ impl LinkError {
 /// A framed connection to one peer.
 pub(crate) struct Connection {
     pub(crate) peer: NodeId,
+    /// Which node it is by its certificate; none without certificates.
+    proven: Option<NodeId>,
     pub(crate) reader: FramedRead<Box<dyn AsyncRead + Send + Unpin>, LengthDelimitedCodec>,
     pub(crate) writer: FramedWrite<Box<dyn AsyncWrite + Send + Unpin>, LengthDelimitedCodec>,
 }
@@ -53,11 +78,23 @@ impl Connection {
     pub(crate) fn new(stream: Stream, peer: NodeId, max_frame: usize) -> Self {
         let mut link = Self {
             peer,
+            proven: stream.proven,
             reader: FramedRead::new(stream.reader, LengthDelimitedCodec::new()),
             writer: FramedWrite::new(stream.writer, LengthDelimitedCodec::new()),
         };
         link.set_max_frame(max_frame);
         link
+    }
+
+    /// Refuses a peer that calls itself another node than its certificate does.
+    pub(crate) fn check_proven(&self) -> Result<(), Refusal> {
+        match self.proven {
+            Some(proven) if proven != self.peer => Err(Refusal::Certificate {
+                claimed: self.peer,
+                proven,
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     pub(crate) fn set_max_frame(&mut self, bytes: usize) {
@@ -72,5 +109,17 @@ impl Connection {
     pub(crate) async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
         let frame = self.reader.next().await.ok_or(LinkError::Closed)??;
         Ok(decode(&frame)?)
+    }
+
+    /// The first frame: whoever speaks something else is found out by its length.
+    pub(crate) async fn first(&mut self) -> Result<Bytes, LinkError> {
+        match self.reader.next().await {
+            Some(Ok(frame)) => Ok(frame.freeze()),
+            Some(Err(error)) => Err(match LinkError::from(error) {
+                LinkError::Io(error) if error.kind() == ErrorKind::InvalidData => LinkError::Foreign,
+                other => other,
+            }),
+            None => Err(LinkError::Closed),
+        }
     }
 }

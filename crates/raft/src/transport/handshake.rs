@@ -3,11 +3,12 @@
 //! Challenge and response: each side sends a fresh nonce and proves the secret with an HMAC over
 //! everything said so far, so the secret never travels and a recorded proof is worth nothing. The server
 //! proves itself first; a client never tells its member list to a stranger. Whether the two may talk is
-//! then decided by `identity`, which sees only proven peers.
+//! then decided by `identity`, which sees only proven peers. Over TLS both have shown certificates before, and
+//! each must be the node that its certificate says.
 
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::SinkExt;
 use hmac::{Hmac, KeyInit, Mac};
 use regent_types::NodeId;
 use serde::{Deserialize, Serialize};
@@ -107,6 +108,7 @@ pub(crate) async fn dial(
     let attempt = async {
         let stream = identity.sockets().connect(addr).await?;
         let mut link = Connection::new(stream, to, HANDSHAKE_MAX_FRAME);
+        link.check_proven()?;
         let (cluster, incarnation) = (identity.cluster_name(), identity.incarnation());
         let hello = encode(&Hello::new(
             purpose,
@@ -117,7 +119,7 @@ pub(crate) async fn dial(
         ));
         link.writer.send(hello.clone()).await?;
 
-        let challenge = match link.receive::<ServerReply>().await? {
+        let challenge = match decode::<ServerReply>(&link.first().await?)? {
             ServerReply::Challenge(challenge) => challenge,
             ServerReply::Protocol(theirs) => {
                 return Err(Refusal::Protocol {
@@ -160,8 +162,9 @@ pub(crate) async fn dial(
 /// The server's side: proves itself, checks the proof, asks `identity` whether the two may talk.
 pub(crate) async fn accept(identity: &Identity, stream: Stream) -> Result<(Connection, Purpose), LinkError> {
     let attempt = async {
+        let stream = identity.sockets().receive(stream).await?;
         let mut link = Connection::new(stream, NodeId(0), HANDSHAKE_MAX_FRAME);
-        let first = link.reader.next().await.ok_or(LinkError::Closed)??.freeze();
+        let first = link.first().await?;
         // Another version's hello may not even decode: look at the version byte alone.
         if first.first() != Some(&PROTOCOL) {
             link.send(&ServerReply::Protocol(PROTOCOL)).await?;
@@ -191,7 +194,8 @@ pub(crate) async fn accept(identity: &Identity, stream: Stream) -> Result<(Conne
         let verdict = if expected.verify_slice(&answer.proof).is_err() {
             Err(Refusal::Secret)
         } else {
-            identity.check_client(&hello, &answer.members)
+            link.check_proven()
+                .and_then(|()| identity.check_client(&hello, &answer.members))
         };
         link.send(&verdict).await?;
         verdict?;
@@ -212,19 +216,17 @@ mod tests {
 
     use super::*;
     use crate::identity::Record;
+    use crate::roster::Roster;
     use crate::sockets::Tcp;
 
     fn identity(node: u64) -> Identity {
         let members: BTreeMap<NodeId, String> =
             [(NodeId(1), "a".to_owned()), (NodeId(2), "b".to_owned())].into();
-        let record = Record {
-            node,
-            incarnation: Incarnation::random(),
-            settlement: None,
-        };
+        let roster = Roster::of_nobody(0);
         Identity::new(
-            record,
+            Record::new(NodeId(node)),
             members,
+            roster,
             ClusterSecret::new("the secret of this cluster").unwrap(),
             Arc::new(Tcp),
         )

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,14 +21,22 @@ use super::{replicate, snapshot};
 use crate::identity::{Identity, Refusal};
 use crate::machine::Raft;
 use crate::offload::Offload;
+use crate::places::Places;
 use crate::sockets::{Port, Stream};
 
 /// Connections at once. A member holds five to each other member; the rest is room for strangers that
 /// never get past the handshake.
 const MAX_CONNECTIONS: usize = 256;
 
+/// Connections at once from one address, so that a stranger cannot keep the members out. Twice what six other members
+/// hold, who may all be behind one address.
+const MAX_PER_ADDRESS: NonZeroUsize = const { NonZeroUsize::new(64).expect("not 0") };
+
 /// Requests of one connection that are worked on at once; more are answered `Busy`.
 const MAX_CONCURRENT: usize = 512;
+
+/// How often it is looked whether a connected peer is still a member.
+const RECHECK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Different refusals remembered so that each is logged once.
 const MAX_REMEMBERED: usize = 64;
@@ -55,6 +64,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_PER_ADDRESS);
     let refused = Arc::new(Mutex::new(BTreeSet::new()));
     loop {
         let slot = tokio::select! {
@@ -73,6 +83,11 @@ pub(crate) async fn run(
             },
             () = stop.cancelled() => return,
         };
+        let Some(place) = places.enter(addr.ip()) else {
+            metrics::counter!("regent_peer_connections_failed_total", "kind" => "too_many").increment(1);
+            tracing::debug!(from = %addr, "refused a peer connection: its address has too many");
+            continue;
+        };
         let (identity, host, refused) = (identity.clone(), host.clone(), refused.clone());
         let stop = stop.clone();
         tasks.spawn(async move {
@@ -81,7 +96,7 @@ pub(crate) async fn run(
                 error = served => error,
                 () = stop.cancelled() => return,
             };
-            drop(slot);
+            drop((slot, place));
             note(&error, addr.ip(), &refused);
         });
     }
@@ -93,6 +108,8 @@ fn note(error: &LinkError, from: IpAddr, seen: &Mutex<BTreeSet<String>>) {
         LinkError::Refused(Refusal::NotSettled) | LinkError::Closed => return,
         LinkError::Refused(_) => "refused",
         LinkError::Malformed(_) => "malformed",
+        LinkError::Tls(_) => "tls",
+        LinkError::Foreign => "foreign",
         LinkError::Io(_) => "io",
         LinkError::Silent => "silent",
     };
@@ -112,6 +129,22 @@ async fn serve(stream: Stream, identity: &Identity, host: Arc<impl Host>) -> Lin
         Ok(accepted) => accepted,
         Err(error) => return error,
     };
+    let peer = connection.peer;
+    let served = serve_purpose(connection, purpose, host);
+    tokio::select! {
+        error = served => error,
+        () = removed(identity, peer) => LinkError::Closed,
+    }
+}
+
+/// Returns once the peer is no member any more: its connections were made before, and it is told when it makes new ones.
+async fn removed(identity: &Identity, peer: NodeId) {
+    while !identity.was_removed(peer) {
+        tokio::time::sleep(RECHECK).await;
+    }
+}
+
+async fn serve_purpose(connection: Connection, purpose: Purpose, host: Arc<impl Host>) -> LinkError {
     let peer = connection.peer;
     match purpose {
         Purpose::Identity | Purpose::Control | Purpose::Work => {
@@ -133,6 +166,7 @@ async fn serve_requests(connection: Connection, purpose: Purpose, host: Arc<impl
         mut reader,
         writer,
         peer,
+        ..
     } = connection;
     let (responses, outgoing) = mpsc::channel(MAX_CONCURRENT);
     let mut writing = tokio::spawn(write_frames(writer, outgoing));

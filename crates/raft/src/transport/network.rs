@@ -16,7 +16,7 @@ use regent_types::NodeId;
 use tokio::time::Instant;
 
 use super::channel::Failure;
-use super::peers::Peers;
+use super::peers::{Peer, Peers};
 use super::replicate::LogLink;
 use super::wire::{Request, Response};
 use crate::config::{LeaderId, Member, TypeConfig, Vote};
@@ -41,17 +41,14 @@ pub(crate) struct Factory {
 impl Factory {
     fn client(&self, target: u64, node: &Member, heartbeat: bool) -> Network {
         let target = NodeId(target);
-        let addr = self
-            .peers
-            .get(target)
-            .map_or_else(|| node.peer.clone(), |peer| peer.addr());
+        let peers = self.peers.clone();
+        let addrs = peers.ensure(target, &node.peer).addrs.clone();
         Network {
             identity: self.identity.clone(),
-            peers: self.peers.clone(),
+            peers,
             target,
-            log: (!heartbeat)
-                .then(|| LogLink::new(self.identity.clone(), target, addr.clone(), self.patience)),
-            addr,
+            addr: node.peer.clone(),
+            log: (!heartbeat).then(|| LogLink::new(self.identity.clone(), target, addrs, self.patience)),
         }
     }
 }
@@ -73,6 +70,7 @@ pub(crate) struct Network {
     identity: Arc<Identity>,
     peers: Arc<Peers>,
     target: NodeId,
+    /// As consensus has it.
     addr: String,
     /// Its own ordered connection for the log; a heartbeat goes over the control connection instead.
     log: Option<LogLink>,
@@ -83,16 +81,18 @@ pub(crate) fn unreachable(why: impl ToString) -> RpcError {
 }
 
 impl Network {
+    /// Consensus may name a member before anybody else here has heard of it.
+    fn peer(&self) -> Arc<Peer> {
+        self.peers.ensure(self.target, &self.addr)
+    }
+
     async fn control(
         &self,
         request: Request,
         action: RPCTypes,
         option: &RPCOption,
     ) -> Result<Response, RpcError> {
-        let peer = self
-            .peers
-            .get(self.target)
-            .ok_or_else(|| unreachable("not a member"))?;
+        let peer = self.peer();
         let ttl = option.soft_ttl();
         match peer.control.call(request, Instant::now() + ttl).await {
             Ok(Response::Failed(why)) => Err(RPCError::Network(NetworkError::from_string(why))),
@@ -179,7 +179,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let sending = super::snapshot::send(&self.identity, self.target, &self.addr, vote, snapshot, option);
+        let addr = self.peer().addrs.current();
+        let sending = super::snapshot::send(&self.identity, self.target, &addr, vote, snapshot, option);
         tokio::select! {
             result = sending => result,
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -1,12 +1,13 @@
-//! The other members: their addresses, the connections to them, and when each was last heard.
+//! The other members: their addresses, the connections to them, and when each was last heard. They come and go
+//! with the membership.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use regent_types::NodeId;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -14,10 +15,45 @@ use super::channel::{Channel, Link};
 use super::wire::Purpose;
 use crate::identity::Identity;
 
+/// Where a member may be: what it said itself, what this node was started with, what consensus says. Whoever answers
+/// must prove to be the member, so trying another address does no harm.
+pub(crate) struct Addresses(Mutex<Vec<String>>);
+
+impl Addresses {
+    /// Where to connect now.
+    pub(crate) fn current(&self) -> String {
+        self.lock().first().cloned().unwrap_or_default()
+    }
+
+    /// Another one is next, unless it has changed meanwhile.
+    pub(crate) fn failed(&self, addr: &str) {
+        let mut addrs = self.lock();
+        if addrs.first().is_some_and(|first| first == addr) {
+            addrs.rotate_left(1);
+        }
+    }
+
+    /// Replaces them, the likeliest first; keeps the one in use in front.
+    fn set(&self, mut now: Vec<String>) {
+        let mut addrs = self.lock();
+        let in_use = addrs
+            .first()
+            .and_then(|first| now.iter().position(|addr| addr == first));
+        now.rotate_left(in_use.unwrap_or(0));
+        *addrs = now;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One other member.
 pub(crate) struct Peer {
-    addr: watch::Sender<String>,
+    pub(crate) addrs: Arc<Addresses>,
     heard: Arc<Heard>,
+    /// Ends its connections.
+    pub(crate) gone: CancellationToken,
     pub(crate) control: Channel,
     pub(crate) work: Channel,
 }
@@ -36,11 +72,6 @@ impl Heard {
 }
 
 impl Peer {
-    /// Where it listens.
-    pub(crate) fn addr(&self) -> String {
-        self.addr.borrow().clone()
-    }
-
     /// It proved to be there just now, by whatever connection.
     pub(crate) fn note_heard(&self) {
         self.heard.now();
@@ -77,58 +108,104 @@ impl Peer {
 
 /// All other members, by id.
 pub(crate) struct Peers {
-    map: BTreeMap<NodeId, Arc<Peer>>,
+    map: ArcSwap<BTreeMap<NodeId, Arc<Peer>>>,
+    identity: Arc<Identity>,
     me: NodeId,
+    start: Instant,
     /// A connected peer that is silent for longer is not reachable.
     patience: Duration,
+    stop: CancellationToken,
 }
 
 impl Peers {
-    /// Starts connections to every member but this node.
-    pub(crate) fn spawn(
-        identity: &Arc<Identity>,
-        members: &BTreeMap<NodeId, String>,
-        patience: Duration,
-        stop: &CancellationToken,
-    ) -> Self {
-        let me = identity.node();
-        let start = Instant::now();
-        let others = members.iter().filter(|(id, _)| **id != me);
-        let map = others
-            .map(|(&id, address)| {
-                let (addr, addr_rx) = watch::channel(address.clone());
-                let heard = Arc::new(Heard {
-                    start,
-                    at: AtomicU64::new(0),
-                });
-                let note: Arc<dyn Fn() + Send + Sync> = {
-                    let heard = heard.clone();
-                    Arc::new(move || heard.now())
-                };
-                let open = |purpose| {
-                    Channel::spawn(
-                        identity.clone(),
-                        id,
-                        addr_rx.clone(),
-                        purpose,
-                        note.clone(),
-                        stop.clone(),
-                    )
-                };
-                let peer = Peer {
-                    addr,
-                    heard,
-                    control: open(Purpose::Control),
-                    work: open(Purpose::Work),
-                };
-                (id, Arc::new(peer))
-            })
-            .collect();
-        Self { map, me, patience }
+    /// Without any; connections end with `stop`.
+    pub(crate) fn new(identity: &Arc<Identity>, patience: Duration, stop: &CancellationToken) -> Self {
+        Self {
+            map: ArcSwap::default(),
+            identity: identity.clone(),
+            me: identity.node(),
+            start: Instant::now(),
+            patience,
+            stop: stop.clone(),
+        }
     }
 
-    pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Peer>> {
-        self.map.get(&id)
+    /// The peer, which is connected from now on if it was not.
+    pub(crate) fn ensure(&self, id: NodeId, addr: &str) -> Arc<Peer> {
+        if let Some(peer) = self.get(id) {
+            return peer;
+        }
+        let mut made = None;
+        self.map.rcu(|map| {
+            let mut map = BTreeMap::clone(map);
+            // Once, whoever else changes the map meanwhile.
+            let peer = made.get_or_insert_with(|| Arc::new(self.connect(id, addr)));
+            map.entry(id).or_insert_with(|| peer.clone());
+            map
+        });
+        let peer = self.get(id).expect("it was put there");
+        if let Some(made) = made.filter(|made| !Arc::ptr_eq(made, &peer)) {
+            made.gone.cancel();
+        }
+        peer
+    }
+
+    /// Has exactly these, each with its addresses, the likeliest first. Gives those that are new.
+    pub(crate) fn set(&self, members: &BTreeMap<NodeId, Vec<String>>) -> Vec<NodeId> {
+        let mut new = Vec::new();
+        for (id, addrs) in members.iter().filter(|(id, _)| **id != self.me) {
+            let known = self.get(*id).is_some();
+            let first = addrs.first().map(String::as_str).unwrap_or_default();
+            self.ensure(*id, first).addrs.set(addrs.clone());
+            if !known {
+                new.push(*id);
+            }
+        }
+        for (id, peer) in &**self.map.load() {
+            if !members.contains_key(id) {
+                peer.gone.cancel();
+                self.map.rcu(|map| {
+                    let mut map = BTreeMap::clone(map);
+                    map.remove(id);
+                    map
+                });
+            }
+        }
+        new
+    }
+
+    fn connect(&self, id: NodeId, addr: &str) -> Peer {
+        let addrs = Arc::new(Addresses(Mutex::new(vec![addr.to_owned()])));
+        let heard = Arc::new(Heard {
+            start: self.start,
+            at: AtomicU64::new(0),
+        });
+        let note: Arc<dyn Fn() + Send + Sync> = {
+            let heard = heard.clone();
+            Arc::new(move || heard.now())
+        };
+        let gone = self.stop.child_token();
+        let open = |purpose| {
+            Channel::spawn(
+                self.identity.clone(),
+                id,
+                addrs.clone(),
+                purpose,
+                note.clone(),
+                gone.clone(),
+            )
+        };
+        Peer {
+            control: open(Purpose::Control),
+            work: open(Purpose::Work),
+            addrs,
+            heard,
+            gone,
+        }
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Peer>> {
+        self.map.load().get(&id).cloned()
     }
 
     /// Whether `id` was heard within the patience, and after the connection to it was last lost: a peer
@@ -147,6 +224,7 @@ impl Peers {
     pub(crate) fn reachable(&self) -> Vec<NodeId> {
         let mut nodes: Vec<NodeId> = self
             .map
+            .load()
             .keys()
             .copied()
             .filter(|id| self.is_reachable(*id))

@@ -19,6 +19,7 @@ use super::channel::write_frames;
 use super::connection::{Connection, LinkError};
 use super::handshake::dial;
 use super::network::unreachable;
+use super::peers::Addresses;
 use super::wire::{LogAck, LogFrame, Purpose, decode, encode};
 use crate::config::TypeConfig;
 use crate::identity::Identity;
@@ -35,7 +36,7 @@ const MAX_IN_FLIGHT: usize = 32;
 pub(crate) struct LogLink {
     identity: Arc<Identity>,
     target: NodeId,
-    addr: String,
+    addrs: Arc<Addresses>,
     patience: Duration,
     /// The connection between two streams.
     parked: Arc<Mutex<Option<Connection>>>,
@@ -43,11 +44,16 @@ pub(crate) struct LogLink {
 }
 
 impl LogLink {
-    pub(crate) fn new(identity: Arc<Identity>, target: NodeId, addr: String, patience: Duration) -> Self {
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        target: NodeId,
+        addrs: Arc<Addresses>,
+        patience: Duration,
+    ) -> Self {
         Self {
             identity,
             target,
-            addr,
+            addrs,
             patience,
             parked: Arc::default(),
             session: 0,
@@ -64,7 +70,7 @@ impl LogLink {
         let session = Session {
             identity: self.identity.clone(),
             target: self.target,
-            addr: self.addr.clone(),
+            addrs: self.addrs.clone(),
             number: self.session,
             connection,
             input,
@@ -98,7 +104,7 @@ impl LogLink {
 struct Session<S> {
     identity: Arc<Identity>,
     target: NodeId,
-    addr: String,
+    addrs: Arc<Addresses>,
     number: u64,
     /// Made with the first request: openraft waits out its backoff when it is asked for one, so dialling
     /// before would knock at a dead peer's door with every write.
@@ -169,7 +175,10 @@ where
     async fn connect_and_send(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), LinkError> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(dial(&self.identity, self.target, &self.addr, Purpose::Log).await?),
+            none => {
+                let addr = self.addrs.current();
+                none.insert(dial(&self.identity, self.target, &addr, Purpose::Log).await?)
+            }
         };
         let frame = encode(&LogFrame {
             session: self.number,

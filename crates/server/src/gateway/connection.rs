@@ -450,6 +450,7 @@ impl Connection {
                         protocol: PROTOCOL,
                         node: self.identity.node,
                         features: Vec::new(),
+                        former_cluster_ids: state.former_clusters().to_vec(),
                     }),
                     wall,
                 );
@@ -460,6 +461,14 @@ impl Connection {
             Joined::Refused(Rejection::Superseded) => self.close(
                 CLOSE_TRY_LATER,
                 "a newer connection was taken up since this one was opened; connect again".to_owned(),
+            ),
+            // The reason has little room, so when it may come is all that is said.
+            Joined::Refused(Rejection::LeasesHeldBack { for_ms, .. }) => self.close(
+                CLOSE_TRY_LATER,
+                format!(
+                    "the cluster was restored; agents may connect in {} s",
+                    for_ms.div_ceil(1_000)
+                ),
             ),
             Joined::Refused(rejection) => self.close(CLOSE_POLICY, rejection.to_string()),
             Joined::Unavailable(why) => self.close(CLOSE_TRY_LATER, why),

@@ -164,7 +164,10 @@ impl Shell {
                     self.look();
                 }
                 message = stream.next(), if self.core.wants_frames() && self.work.len() < MAX_WORK => match message {
-                    Some(Ok(Message::Text(text))) => self.core.on_text(&text, boot_ms(), wall_now(), &node.view().state),
+                    Some(Ok(Message::Text(text))) => {
+                        metrics::counter!("regent_agent_frames_total", "direction" => "in").increment(1);
+                        self.core.on_text(&text, boot_ms(), wall_now(), &node.view().state);
+                    }
                     Some(Ok(Message::Binary(_))) => self.core.on_binary(boot_ms()),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.core.on_sign_of_life(boot_ms()),
                     Some(Ok(Message::Close(frame))) => {
@@ -405,6 +408,7 @@ impl Shell {
     fn enqueue(&mut self, message: Message) -> bool {
         let Some(queue) = &self.queue else { return false };
         if queue.try_send(message).is_ok() {
+            metrics::counter!("regent_agent_frames_total", "direction" => "out").increment(1);
             return true;
         }
         metrics::counter!("regent_agent_slow_consumers_total").increment(1);

@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::{FromRequest as _, State};
+use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use regent_state::operation::{CreateCommand, CreateToken, RegisterAgent};
 use regent_state::record::{self, Role, Scheduling, Subject};
-use regent_state::{Noun, Operation, Outcome};
+use regent_state::{Caller, Noun, Operation, Outcome, Request as Proposal};
 use regent_types::agent as api;
 use regent_types::auth::ApiToken;
 use regent_types::command::{Command, CreateCommand as CreateCommandBody};
@@ -25,6 +27,7 @@ use super::problem::{Failure, Result};
 use super::query::{Consistency, Name, NoQuery, Query, Read};
 use super::{limits, reply, view};
 use crate::ids;
+use crate::service::Service;
 
 /// Query of `GET /agents`.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -224,7 +227,8 @@ async fn schedule(
     agent_reply(StatusCode::OK, writing, &done)
 }
 
-/// Makes an API token that speaks for the agent. The secret is shown once.
+/// Makes an API token that speaks for the agent. The secret is shown once. With a join token as the bearer token the
+/// agent fetches it itself, once.
 #[utoipa::path(post, path = "/api/v1/agents/{id}/token", tag = "agents",
     params(("id" = String, Path, description = "The agent; it need not be registered yet"),
         ("Idempotency-Key" = Option<String>, Header, description = "A repetition shows the token without its secret")),
@@ -232,7 +236,8 @@ async fn schedule(
 pub(super) async fn token(
     Name(id): Name<AgentId>,
     Query(NoQuery {}): Query<NoQuery>,
-    writing: Writing,
+    State(service): State<Service>,
+    request: Request<Body>,
 ) -> Result<Response> {
     let (secret, hash) = ids::secret();
     let operation = CreateToken {
@@ -243,8 +248,33 @@ pub(super) async fn token(
         ttl_ms: None,
         login: None,
     };
+    let presented = ids::secret_hash(&super::caller::presented(request.headers())?);
+    let kind = |state: &regent_state::State| {
+        let token = state.token_by_hash(&presented)?;
+        Some(matches!(token.subject, Subject::Join(_)))
+    };
+    // One that is not known here may have been made a moment ago through another node.
+    let joins = match kind(&service.node().view().state) {
+        Some(joins) => joins,
+        None => kind(&service.read().await?.state) == Some(true),
+    };
+    if joins {
+        let operation = Operation::EnrolAgent {
+            join: presented,
+            token: operation,
+        };
+        let proposal = Proposal {
+            caller: Caller::Node(service.id()),
+            idempotency: None,
+            operation,
+        };
+        let done = Done::of(service.propose(proposal).await?);
+        let done = done.map_err(|(rejection, revision)| Failure::from(rejection).at(revision))?;
+        return super::tokens::created(&service, &done, secret);
+    }
+    let writing = Writing::from_request(request, &service).await?;
     let done = writing.propose(Operation::CreateToken(operation)).await?;
-    super::tokens::created(&writing, &done, secret)
+    super::tokens::created(&writing.service, &done, secret)
 }
 
 /// Queues a command for the agent. Session actions go through the session's own life.

@@ -51,12 +51,15 @@ impl Identity {
     pub(crate) async fn of(service: &Service, headers: &HeaderMap) -> Result<Self> {
         let hash = secret_hash(&presented(headers)?);
         let now = service.node().cluster_now();
-        if let Some(identity) = find(&service.node().view().state, &hash, now) {
-            return Ok(identity);
+        let mut found = find(&service.node().view().state, &hash, now);
+        if found.is_none() {
+            let view = service.read().await?;
+            found = find(&view.state, &hash, now);
         }
-        let view = service.read().await?;
-        find(&view.state, &hash, now)
-            .ok_or_else(|| Failure::new(Code::Unauthenticated, "the token is unknown, expired or revoked"))
+        let unknown = || Failure::new(Code::Unauthenticated, "the token is unknown, expired or revoked");
+        let identity = found.ok_or_else(unknown)?;
+        service.rates().admit(&identity)?;
+        Ok(identity)
     }
 
     /// 403 below this role. Agents are below users.
@@ -112,7 +115,8 @@ fn find(state: &State, hash: &[u8; 32], now: u64) -> Option<Identity> {
     })
 }
 
-fn presented(headers: &HeaderMap) -> Result<String> {
+/// The token that comes with a request.
+pub(super) fn presented(headers: &HeaderMap) -> Result<String> {
     let missing = || {
         Failure::new(
             Code::Unauthenticated,

@@ -8,14 +8,14 @@ use axum::response::Response;
 use regent_raft::{CallError, View};
 use regent_state::record::Role;
 use regent_types::cluster::{Cluster, Member, Transfer};
-use regent_types::{Code, Revision};
+use regent_types::{Code, Revision, Time};
 use tokio::time::{Instant, timeout};
 
 use super::caller::{Reading, Writing};
 use super::openapi::{ReadProblems, WriteProblems};
 use super::problem::{Failure, Result};
 use super::query::{Consistency, NoQuery, Query, Read};
-use super::reply;
+use super::{findings, reply};
 use crate::leader::{Answer, Ask};
 use crate::service::Service;
 
@@ -76,7 +76,7 @@ pub(super) async fn transfer(Query(NoQuery {}): Query<NoQuery>, writing: Writing
             Some(Answer::Kept(why)) => {
                 return Err(Failure::new(Code::WrongState, why).at(view.revision));
             }
-            Some(Answer::Offered | Answer::Times(_)) | None => return Err(unknown()),
+            Some(Answer::Offered | Answer::Times(_) | Answer::Described(_)) | None => return Err(unknown()),
         }
         let mut leadership = node.leadership();
         let another = leadership.wait_for(|now| now.leader.is_some_and(|now| now != leader));
@@ -97,20 +97,43 @@ fn unknown() -> Failure {
     )
 }
 
-fn shown(service: &Service, view: &View) -> Cluster {
+/// The cluster as this node sees it.
+pub(super) fn shown(service: &Service, view: &View) -> Cluster {
     let base = view.state.revision_base();
     let status = service.node().status();
+    let described = |id| service.descriptions().of(id);
+    let mut findings = findings::find(&status, &view.state, described);
+    let held_back = view
+        .state
+        .leases_held_back(service.node().cluster_now())
+        .map(Time);
+    if let Some(until) = held_back {
+        findings.push(format!(
+            "this cluster was restored: until {until} no lease is granted and no agent connects, for somebody may act \
+             under a lease of the cluster before it. Nothing is to be done but to wait"
+        ));
+    }
     Cluster {
         cluster_id: status.cluster_id,
+        former_cluster_ids: view.state.former_clusters().to_vec(),
+        leases_held_back_until: held_back,
         node: status.node,
         leader: status.leader,
         term: status.term,
+        feature_level: view.state.feature_level(),
+        findings,
         members: status
             .members
             .into_iter()
-            .map(|member| Member {
+            .map(|member| (described(member.id).unwrap_or_default(), member))
+            .map(|(described, member)| Member {
                 id: member.id,
                 role: member.role.as_str().to_owned(),
+                voter: member.voter,
+                since: view.state.member(member.id).map(|known| Time(known.since)),
+                version: Some(described.version).filter(|version| !version.is_empty()),
+                disk_free: described.disk_free,
+                disk_total: described.disk_total,
                 http: member.http,
                 peer: member.peer,
                 applied_index: (member.applied_index > 0).then(|| Revision(base + member.applied_index)),

@@ -41,8 +41,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often the caller's token is looked at again while nothing happens.
 const RECHECK: Duration = Duration::from_secs(5);
 
-const NOUNS: [&str; 7] = [
-    "session", "agent", "command", "lease", "template", "user", "token",
+const NOUNS: [&str; 8] = [
+    "session", "agent", "command", "lease", "template", "user", "token", "member",
 ];
 
 /// Query of `GET /events`.
@@ -338,11 +338,13 @@ fn may_see(caller: &Identity, state: &State, record: &EventRecord) -> bool {
         EventRecord::Candidate(candidate) => operator || candidate.owner == caller.principal,
         EventRecord::Template(_) => true,
         EventRecord::User(user) => caller.role == Role::Admin || caller.is_user(&user.name),
+        EventRecord::Member(_) | EventRecord::Restored(_) => operator,
         EventRecord::ApiToken(token) => {
             caller.role == Role::Admin
                 || match &token.subject {
                     Subject::User(name) => caller.is_user(name),
                     Subject::Agent(id) => caller.is_agent(id),
+                    Subject::Join(_) => operator,
                 }
         }
     }

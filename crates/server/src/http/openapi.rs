@@ -14,7 +14,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::{
-    agents, auth, cluster, commands, events, health, leases, metrics, sessions, templates, tokens, users,
+    agents, auth, backup, cluster, commands, events, health, leases, members, metrics, sessions, templates,
+    tokens, users,
 };
 
 /// The document.
@@ -36,7 +37,8 @@ use super::{
         templates::list, templates::create, templates::get, templates::put, templates::delete,
         users::list, users::create, users::delete, users::set_password, users::set_quota,
         tokens::list, tokens::create, tokens::delete,
-        events::watch, cluster::get, cluster::transfer,
+        events::watch, cluster::get, cluster::transfer, backup::get,
+        members::join, members::remove, members::promote,
         health::livez, health::readyz, health::health, health::version, metrics::get, get,
     ),
     components(schemas(Problem)),
@@ -98,7 +100,8 @@ const READ: [Code; 14] = [
     Code::NotServing,
 ];
 
-const WRITE: [Code; 16] = [
+const WRITE: [Code; 18] = [
+    Code::MemberNotFound,
     Code::QuotaExceeded,
     Code::UserNotFound,
     Code::TokenNotFound,
@@ -111,6 +114,7 @@ const WRITE: [Code; 16] = [
     Code::UnsupportedMediaType,
     Code::IdempotencyKeyReused,
     Code::NoAgentsAvailable,
+    Code::LeasesHeldBack,
     Code::NoLeader,
     Code::NoQuorum,
     Code::NotServing,

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use regent_raft::{ProposeError, ReadError};
 use regent_state::{Noun, Rejection};
 use regent_types::problem::cut;
-use regent_types::{Code, NodeId, Problem, Revision};
+use regent_types::{Code, NodeId, Problem, Revision, Time};
 use serde_json::json;
 
 use crate::service::ServiceError;
@@ -168,6 +168,14 @@ impl From<Rejection> for Failure {
                 .with("token", token.0),
             Rejection::LeaseLost => Problem::new(Code::LeaseLost, text),
             Rejection::Busy(why) => return Self::busy(why, RETRY_AFTER_AGENTS),
+            Rejection::LeasesHeldBack { until, for_ms } => {
+                let until = Time(until).to_string();
+                let mut failure: Self = Problem::new(Code::LeasesHeldBack, text)
+                    .with("until", until)
+                    .into();
+                failure.retry_after = Some(for_ms.div_ceil(1_000).max(1));
+                return failure;
+            }
             Rejection::IdempotencyKeyReused => Problem::new(Code::IdempotencyKeyReused, text),
             // The rest answers gateways and reconcilers; a REST call meets it only by a fault of ours.
             Rejection::Superseded
@@ -214,6 +222,7 @@ impl From<ServiceError> for Failure {
         match error {
             ServiceError::Propose(error) => error.into(),
             ServiceError::Read(error) => error.into(),
+            ServiceError::Level => Self::new(Code::WrongState, error.to_string()),
         }
     }
 }
@@ -254,6 +263,7 @@ fn not_found_code(noun: Noun) -> Code {
         Noun::Template => Code::TemplateNotFound,
         Noun::User => Code::UserNotFound,
         Noun::Token => Code::TokenNotFound,
+        Noun::Member => Code::MemberNotFound,
     }
 }
 
@@ -266,6 +276,7 @@ fn noun_word(noun: Noun) -> &'static str {
         Noun::Template => "template",
         Noun::User => "user",
         Noun::Token => "token",
+        Noun::Member => "member",
     }
 }
 

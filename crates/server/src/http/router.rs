@@ -9,8 +9,8 @@ use regent_types::Code;
 use super::observe::{Counted, observe};
 use super::problem::Failure;
 use super::{
-    agents, auth, cluster, commands, events, health, leases, metrics, openapi, sessions, templates, tokens,
-    users,
+    agents, auth, backup, cluster, commands, events, health, leases, members, metrics, openapi, sessions,
+    templates, tokens, users,
 };
 use crate::service::Service;
 
@@ -87,6 +87,14 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("GET", "/api/v1/events", get(events::watch)),
         ("GET", "/api/v1/cluster", get(cluster::get)),
         ("POST", "/api/v1/cluster/transfer", post(cluster::transfer)),
+        ("GET", "/api/v1/cluster/backup", get(backup::get)),
+        ("POST", "/api/v1/cluster/members", post(members::join)),
+        ("DELETE", "/api/v1/cluster/members/{id}", delete(members::remove)),
+        (
+            "POST",
+            "/api/v1/cluster/members/{id}/promote",
+            post(members::promote),
+        ),
         ("GET", "/livez", get(health::livez)),
         ("GET", "/readyz", get(health::readyz)),
         ("GET", "/health", get(health::health)),

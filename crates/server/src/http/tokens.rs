@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use axum::response::Response;
 use regent_state::operation::CreateToken;
-use regent_state::record::{self, Role, Subject};
+use regent_state::record::{self, JoinScope, Role, Subject};
 use regent_state::{Operation, Outcome};
 use regent_types::auth as api;
 use regent_types::{Revision, TokenId, UserName};
@@ -19,6 +19,7 @@ use super::problem::{Failure, Result};
 use super::query::{Consistency, Name, NoQuery, Query, Read};
 use super::{limits, reply, view};
 use crate::ids;
+use crate::service::Service;
 
 /// Query of `GET /tokens`.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -93,21 +94,39 @@ pub(super) async fn create(Query(NoQuery {}): Query<NoQuery>, writing: Writing) 
     let body: api::CreateToken = writing.json_or_default()?;
     limits::word("description", &body.description)?;
     let ttl_ms = limits::span("expiresIn", body.expires_in)?;
-    let user = match body.user {
-        Some(user) => user,
-        None => writing.caller.user()?.clone(),
+    let subject = match (body.join, body.user) {
+        (Some(join), None) => Subject::Join(join_scope(&join)?),
+        (Some(_), Some(_)) => {
+            return Err(Failure::field(
+                "join",
+                "a join token is nobody's: leave `user` out",
+            ));
+        }
+        (None, Some(user)) => Subject::User(user),
+        (None, None) => Subject::User(writing.caller.user()?.clone()),
     };
     let (secret, hash) = ids::secret();
     let operation = CreateToken {
         id: ids::token_id(),
         hash,
-        subject: Subject::User(user),
+        subject,
         description: body.description,
         ttl_ms,
         login: None,
     };
     let done = writing.propose(Operation::CreateToken(operation)).await?;
-    created(&writing, &done, secret)
+    created(&writing.service, &done, secret)
+}
+
+fn join_scope(text: &str) -> Result<JoinScope> {
+    match text.split_once(':') {
+        None if text == "node" => Ok(JoinScope::Node),
+        Some(("agent", pattern)) => Ok(JoinScope::Agent(pattern.to_owned())),
+        _ => Err(Failure::field(
+            "join",
+            "must be `node`, or `agent:` and an agent's id or the beginning of one with *, such as agent:docker-*",
+        )),
+    }
 }
 
 /// Revokes an API token.
@@ -125,11 +144,11 @@ pub(super) async fn delete(
 
 /// A token that was made, with its secret; a repetition shows the record without it, since the secret
 /// made for the repetition is not the one whose hash is kept.
-pub(super) fn created(writing: &Writing, done: &Done, secret: String) -> Result<Response> {
+pub(super) fn created(service: &Service, done: &Done, secret: String) -> Result<Response> {
     let Outcome::ApiToken(record) = &done.outcome else {
         return Err(done.unexpected());
     };
-    let seen = writing.service.node().view();
+    let seen = service.node().view();
     let mut body = view::token(record, &seen.state);
     body.token = (!done.replayed).then_some(secret);
     Ok(reply::json(StatusCode::CREATED, done.revision, &body))

@@ -15,7 +15,7 @@ use regent_types::lease::{Lease, LeaseCandidate};
 use regent_types::session::{Resources, Session, SessionState, SessionStatus};
 use regent_types::template::{Manifest, Template};
 use regent_types::{Cpu, LeaseName, Memory, Time};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A session; `last_activity` in Unix milliseconds.
 pub(super) fn session(record: &record::Session, last_activity: Option<u64>) -> Session {
@@ -243,17 +243,46 @@ pub(super) fn token(record: &record::ApiToken, state: &State) -> ApiToken {
             state.user(name).map_or(Role::User, |user| self::role(user.role)),
         ),
         record::Subject::Agent(id) => (None, Some(id.clone()), Role::Agent),
+        // What it may do is less than any role.
+        record::Subject::Join(_) => (None, None, Role::Agent),
     };
     ApiToken {
         id: record.id.clone(),
         token: None,
         user,
         agent_id,
+        join: match &record.subject {
+            record::Subject::Join(scope) => Some(scope.to_string()),
+            record::Subject::User(_) | record::Subject::Agent(_) => None,
+        },
         role,
         description: record.description.clone(),
         created_at: Time(record.created_at),
         expires_at: record.expires_at.map(Time),
     }
+}
+
+/// How the cluster came out of another one's state.
+fn restored(record: &record::Restored) -> Value {
+    let held_back = (record.no_lease_before > 0).then_some(Time(record.no_lease_before));
+    json!({
+        "clusterId": record.cluster,
+        "formerClusterIds": record.from,
+        "at": Time(record.at),
+        "revision": record.revision,
+        "stateRevision": record.state_revision,
+        "noLeaseBefore": held_back,
+    })
+}
+
+/// A member as the table of members has it.
+fn member(record: &record::Member) -> Value {
+    json!({
+        "id": record.id,
+        "peer": record.peer,
+        "http": record.http,
+        "removed": !record.is_live(),
+    })
 }
 
 /// An event, the same whatever state a node has reached.
@@ -269,6 +298,8 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::Template(record) => value(&template(record)),
         EventRecord::User(record) => value(&user(record)),
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
+        EventRecord::Member(record) => value(&member(record)),
+        EventRecord::Restored(record) => restored(record),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -277,7 +308,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         revision: id.0,
         time: Time(event.at),
         kind: event.name(),
-        subject: event.subject().to_owned(),
+        subject: event.subject().into_owned(),
         record,
     }
 }
@@ -316,7 +347,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 28] = [
+const KINDS: [EventKind; 32] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -345,6 +376,10 @@ const KINDS: [EventKind; 28] = [
     EventKind::TokenDeleted,
     EventKind::LeaseQueued,
     EventKind::LeaseLeft,
+    EventKind::MemberAdded,
+    EventKind::MemberUpdated,
+    EventKind::MemberRemoved,
+    EventKind::ClusterRestored,
 ];
 
 /// Every text that an event's kind can have.

@@ -7,6 +7,7 @@
 mod agents;
 mod events;
 mod leases;
+mod limits;
 mod sessions;
 mod support;
 mod surface;

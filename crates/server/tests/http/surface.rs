@@ -48,8 +48,8 @@ async fn every_wrong_request_gets_a_problem_document() {
     node.delete("/api/v1/tokens/none")
         .await
         .is_problem(404, "token_not_found");
-    // Reserved for later issues: no route yet.
-    node.get("/api/v1/cluster/backup")
+    // Reserved: no route yet.
+    node.get("/api/v1/sessions/none-such/logs")
         .await
         .is_problem(404, "route_not_found");
 }

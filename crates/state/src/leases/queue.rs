@@ -10,7 +10,7 @@ use std::sync::Arc;
 use regent_types::lease::MAX_CANDIDATES;
 use regent_types::{LeaseName, Principal, ReplicaName, Revision};
 
-use super::{check, grant, owner};
+use super::{check, grant, not_held_back, owner};
 use crate::agents;
 use crate::event::EventKind;
 use crate::operation::Campaign;
@@ -29,6 +29,7 @@ pub(crate) fn campaign(txn: &mut Txn<'_>, op: &Campaign) -> Applied {
         ),
     };
     let Some(lease) = txn.state().lease(&op.name).cloned() else {
+        not_held_back(txn)?;
         let lease = grant(txn, &op.name, &op.holder, owner, op.ttl_ms, kept);
         return Ok(Outcome::Lease(lease));
     };
@@ -221,10 +222,10 @@ pub(crate) fn connection_replaced(
 }
 
 /// Nobody waits any more.
-pub(super) fn dissolve(txn: &mut Txn<'_>, name: &LeaseName) {
+pub(crate) fn dissolve(txn: &mut Txn<'_>, name: &LeaseName, reason: &str) {
     let all: Vec<Arc<Candidate>> = txn.state().queue_of(name).cloned().collect();
     for candidate in all {
-        txn.remove_candidate(&candidate, "there is nothing to wait for any more");
+        txn.remove_candidate(&candidate, reason);
     }
 }
 

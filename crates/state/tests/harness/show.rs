@@ -1,7 +1,8 @@
 //! How outcomes, events and records look in a story: one line each.
 
 use regent_state::record::{
-    Agent, Candidate, Capacity, Command, CommandState, Lease, Quota, Scheduling, Session, Subject, Usage,
+    Agent, Candidate, Capacity, Command, CommandState, Lease, Member, Quota, Scheduling, Session, Subject,
+    Usage,
 };
 use regent_state::{Applied, Event, EventRecord, Outcome, Rejection};
 
@@ -37,6 +38,7 @@ fn outcome(outcome: &Outcome) -> String {
         Outcome::Count(n) => format!("{n} changed"),
         Outcome::Stale => "stale".to_owned(),
         Outcome::Queued(r) => candidate(r),
+        Outcome::Member(r) => member(r),
         Outcome::Replayed(inner) => format!("replayed: {}", self::outcome(inner)),
     }
 }
@@ -78,10 +80,21 @@ pub fn event(event: &Event) -> String {
         EventRecord::ApiToken(r) => match &r.subject {
             Subject::User(name) => format!("token {} of user {name}", r.id),
             Subject::Agent(id) => format!("token {} of agent {id}", r.id),
+            Subject::Join(scope) => format!("token {} to join as {scope}", r.id),
         },
         EventRecord::Candidate(r) => candidate(r),
+        EventRecord::Member(r) => member(r),
+        EventRecord::Restored(r) => format!("cluster {} from {:?}", r.cluster, r.from),
     };
     format!("{} by {}: {record}", event.name(), event.by)
+}
+
+pub fn member(r: &Member) -> String {
+    let mut text = format!("member {} at {} and {}", r.id, r.peer, r.http);
+    if let Some(at) = r.removed_at {
+        text += &format!(", removed at {}", time(at));
+    }
+    text
 }
 
 pub fn session(r: &Session) -> String {

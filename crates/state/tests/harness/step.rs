@@ -10,10 +10,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use regent_state::operation::{
-    AgentConnected, Campaign, CreateCommand, CreateSession, CreateToken, InitCluster, PatchSession,
-    RegisterAgent, ReportSession, Reported, ReportedSession, SessionOperation,
+    AdmitMember, AgentConnected, Campaign, CreateCommand, CreateSession, CreateToken, InitCluster,
+    PatchSession, RegisterAgent, ReportSession, Reported, ReportedSession, SessionOperation,
 };
-use regent_state::record::{Capacity, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt};
+use regent_state::record::{
+    Capacity, JoinScope, Labels, Placement, Quota, Role, Scheduling, Subject, WaitsAt,
+};
 use regent_state::{Caller, Idempotency, Leadership, Operation, Overdue};
 use regent_types::{
     AgentId, CandidateId, ClusterId, CommandId, Epoch, LeaseName, NodeId, ReplicaName, Revision, SessionName,
@@ -338,7 +340,9 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
         "init" => {
             let op = InitCluster {
                 cluster_id: ClusterId::new(step.raw("cluster").unwrap_or("c1")).unwrap(),
-                feature_level: 1,
+                feature_level: step
+                    .number("level")
+                    .map_or(2, |level| u32::try_from(level).unwrap()),
                 admin: user("admin"),
                 password_hash: None,
                 token: Some((token("admin"), hash("admin"))),
@@ -381,11 +385,54 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             },
             false,
         ),
+        "admit" => {
+            let op = AdmitMember {
+                id: NodeId(number(step.arg(0))),
+                incarnation: short_hash(step.raw("folder").unwrap_or(step.arg(0))),
+                peer: step.text("peer", "peer:1"),
+                http: step.text("http", "http://node:1"),
+                token: step.raw("token").map(hash),
+            };
+            (Operation::AdmitMember(op), true)
+        }
+        "moved" => {
+            let op = Operation::MemberMoved {
+                id: NodeId(number(step.arg(0))),
+                peer: step.text("peer", "peer:1"),
+                http: step.text("http", "http://node:1"),
+            };
+            (op, true)
+        }
+        "remove-member" => {
+            let op = Operation::RemoveMember {
+                id: NodeId(number(step.arg(0))),
+                reason: step.text("reason", ""),
+            };
+            (op, false)
+        }
+        "enrol" => {
+            let token = CreateToken {
+                id: token(step.arg(0)),
+                hash: hash(step.arg(0)),
+                subject: Subject::Agent(agent(step.raw("agent").unwrap_or("dev"))),
+                description: String::new(),
+                ttl_ms: None,
+                login: None,
+            };
+            let join = hash(step.raw("token").unwrap_or("none"));
+            (Operation::EnrolAgent { join, token }, true)
+        }
+        "raise-level" => {
+            let level = step.arg(0).parse().unwrap();
+            (Operation::RaiseFeatureLevel { level }, true)
+        }
         "token" => {
-            let subject = match (step.raw("user"), step.raw("agent")) {
-                (Some(name), None) => Subject::User(user(name)),
-                (None, Some(id)) => Subject::Agent(agent(id)),
-                _ => panic!("either user= or agent=: {}", step.line),
+            let subject = match (step.raw("user"), step.raw("agent"), step.raw("join")) {
+                (Some(name), None, None) => Subject::User(user(name)),
+                (None, Some(id), None) => Subject::Agent(agent(id)),
+                (None, None, Some("node")) => Subject::Join(JoinScope::Node),
+                (None, None, Some(pattern)) => Subject::Join(JoinScope::Agent(pattern.to_owned())),
+                _ => panic!("one of user=, agent= and join=: {}", step.line),
             };
             let op = CreateToken {
                 id: token(step.arg(0)),

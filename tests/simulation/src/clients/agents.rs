@@ -551,7 +551,7 @@ async fn connect(world: &World, place: Place, who: &Who, node: usize) -> Option<
         .headers_mut()
         .insert("X-Agent-API-Key", TOKEN.parse().ok()?);
     let sockets: Arc<dyn Sockets> = world.network.sockets(place.host);
-    let Stream { reader, writer } = sockets.connect(&to).await.ok()?;
+    let Stream { reader, writer, .. } = sockets.connect(&to).await.ok()?;
     let (socket, _) = tokio_tungstenite::client_async(request, tokio::io::join(reader, writer))
         .await
         .ok()?;

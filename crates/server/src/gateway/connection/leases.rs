@@ -182,6 +182,7 @@ impl Connection {
                 let code = match &rejection {
                     Rejection::Invalid { .. } => Code::InvalidRequest,
                     Rejection::Busy(_) => Code::Busy,
+                    Rejection::LeasesHeldBack { .. } => Code::LeasesHeldBack,
                     Rejection::Unauthenticated => Code::Unauthenticated,
                     Rejection::IdempotencyKeyReused | Rejection::WrongState(_) => Code::WrongState,
                     _ => Code::Forbidden,

@@ -1,0 +1,154 @@
+//! `deploy/compose`: three nodes and an agent, brought up and taken down by docker-compose.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::engine::Engine;
+use crate::harness::{eventually, lacks};
+use crate::image::{self, cluster_folder, deploy, group_of, json, regent, secret, served, sleeper};
+
+/// A project of docker-compose on an engine of the tests.
+struct Project<'a> {
+    engine: &'a Engine,
+    cluster: PathBuf,
+    name: String,
+}
+
+impl Project<'_> {
+    fn compose(&self, args: &[&str]) -> String {
+        let socket = self.engine.host.trim_start_matches("unix://");
+        let output = Command::new("docker-compose")
+            .arg("--project-name")
+            .arg(&self.name)
+            .arg("--file")
+            .arg(deploy("compose/compose.yaml"))
+            .args(args)
+            .env("DOCKER_HOST", &self.engine.host)
+            .env("DOCKER_SOCKET", socket)
+            .env("DOCKER_GROUP", group_of(socket))
+            .env("REGENT_CLUSTER", &self.cluster)
+            .env("REGENT_PORT", "0")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docker-compose {args:?}: {error}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn container(&self, service: &str) -> String {
+        self.compose(&["ps", "-q", service])
+    }
+
+    /// What the engine has of this project, in words.
+    fn left(&self) -> String {
+        let label = format!("label=com.docker.compose.project={}", self.name);
+        [["ps", "-a"], ["volume", "ls"], ["network", "ls"]]
+            .map(|list| {
+                self.engine
+                    .docker(&[&list[..], &["-q", "--filter", &label]].concat())
+            })
+            .concat()
+    }
+}
+
+#[tokio::test]
+async fn compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down() {
+    let there = Command::new("docker-compose")
+        .arg("version")
+        .stdout(Stdio::null())
+        .status();
+    if lacks("docker-compose", there.is_ok_and(|status| status.success())) {
+        return;
+    }
+    let Some(engine) = Engine::shared("compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down")
+    else {
+        return;
+    };
+    image::build(&engine.host);
+    let folder = tempfile::tempdir().unwrap();
+    let project = Project {
+        engine,
+        cluster: cluster_folder(folder.path()),
+        name: format!("compose{}", std::process::id()),
+    };
+    project.compose(&["up", "--detach", "node-1", "node-2", "node-3"]);
+    let nodes = ["node-1", "node-2", "node-3"].map(|node| project.container(node));
+    for node in &nodes {
+        served(engine, node, 3).await;
+    }
+
+    agent(engine, &nodes[0], "docker", &project.cluster);
+    project.compose(&["up", "--detach"]);
+    assert_eq!(nodes[0], project.container("node-1"), "what ran goes on");
+    let session = running(engine, &nodes[1]).await;
+    // A node is lost: the others serve, and the session goes on.
+    engine.docker(&["kill", &nodes[0]]);
+    served(engine, &nodes[1], 2).await;
+    regent(engine, &nodes[1], &["session", "get", &session]).unwrap();
+    engine.docker(&["start", &nodes[0]]);
+    served(engine, &nodes[0], 3).await;
+    ended(engine, &nodes[2], &session).await;
+
+    project.compose(&["down", "--volumes"]);
+    assert_eq!(project.left(), "");
+}
+
+/// Registers an agent, and puts its token where its container looks for it.
+pub(crate) fn agent(engine: &Engine, node: &str, id: &str, cluster: &Path) {
+    regent(engine, node, &["agent", "register", id, "--platform", "docker"]).unwrap();
+    let token = regent(engine, node, &["agent", "token", id]).unwrap();
+    secret(&cluster.join("agent/agent.token"), &token);
+}
+
+/// Makes a session as soon as there is an agent for it, and waits until it runs.
+pub(crate) async fn running(engine: &Engine, node: &str) -> String {
+    let manifest = sleeper("regent-test:1");
+    let apply = Command::new("/usr/bin/docker")
+        .env("DOCKER_HOST", &engine.host)
+        .args([
+            "exec",
+            "-i",
+            "-e",
+            &format!("REGENT_TOKEN={}", image::ADMIN),
+            node,
+        ])
+        .args(["regent", "template", "apply", "--file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .and_then(|mut child| {
+            use std::io::Write as _;
+            child
+                .stdin
+                .take()
+                .expect("it is piped")
+                .write_all(manifest.as_bytes())?;
+            child.wait()
+        });
+    assert!(apply.unwrap().success());
+    let name = eventually("an agent that takes a session", || async {
+        let made = json(engine, node, &["session", "create", "sleeper"]).ok()?;
+        Some(made["name"].as_str().expect("a session has a name").to_owned())
+    })
+    .await;
+    eventually("a session that runs", || async {
+        let session = json(engine, node, &["session", "get", &name]).ok()?;
+        (session["state"] == "running").then_some(())
+    })
+    .await;
+    name
+}
+
+/// Ends a session, and waits until nothing of it runs.
+pub(crate) async fn ended(engine: &Engine, node: &str, session: &str) {
+    regent(engine, node, &["session", "stop", session]).unwrap();
+    eventually("the end of the session", || async {
+        let label = format!("label=regent.session={session}");
+        engine
+            .docker(&["ps", "-aq", "--filter", &label])
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}

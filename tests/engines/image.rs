@@ -1,0 +1,189 @@
+//! The container image, and what the tests of its deployments share.
+
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::engine::Engine;
+use crate::harness::eventually;
+
+/// The tag that all of `deploy/` names.
+pub(crate) const TAG: &str = "regent:0.1.0";
+/// The user of the image.
+const USER: u32 = 65_532;
+/// The first admin's token.
+pub(crate) const ADMIN: &str = "regent_the-first-admin-of-this-test";
+
+/// Makes the image on this engine as a person would, but in the profile that builds quickly.
+pub(crate) fn build(host: &str) {
+    // The binary is built once; two at a time would only wait for each other.
+    static BINARY: OnceLock<()> = OnceLock::new();
+    let build = |args: &[&str]| {
+        let output = Command::new(deploy("image/build"))
+            .args(["--profile", "dev"])
+            .args(args)
+            // The engine of the tests is Debian's; some machines have another package's client too.
+            .env("DOCKER", "/usr/bin/docker")
+            .env("DOCKER_HOST", host)
+            // What cargo tells a test is not for another build.
+            .env_remove("RUSTC_WORKSPACE_WRAPPER")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    BINARY.get_or_init(|| build(&["--binary-only"]));
+    build(&["--tag", TAG]);
+}
+
+/// A file below `deploy/`.
+pub(crate) fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+/// The cluster's folder: the secrets, and one for each node and the agent, which are the image's user's.
+pub(crate) fn cluster_folder(root: &Path) -> PathBuf {
+    let cluster = root.join("cluster");
+    for folder in ["", "node-1", "node-2", "node-3", "agent"] {
+        let folder = cluster.join(folder);
+        std::fs::create_dir(&folder).unwrap();
+        own(&folder, 0o700);
+        secret(
+            &folder.join("cluster.secret"),
+            "what the nodes of this test share",
+        );
+        secret(&folder.join("admin.token"), ADMIN);
+    }
+    cluster
+}
+
+/// Writes a secret for the image's user.
+pub(crate) fn secret(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap();
+    own(file, 0o600);
+}
+
+fn own(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    chown(path, Some(USER), Some(USER)).unwrap();
+}
+
+/// The group of the engine's socket.
+pub(crate) fn group_of(socket: &str) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(socket).unwrap().gid().to_string()
+}
+
+/// Runs the binary in a node's container, as its administrator; what it prints, or what it complains of.
+pub(crate) fn regent(engine: &Engine, container: &str, args: &[&str]) -> Result<String, String> {
+    let token = format!("REGENT_TOKEN={ADMIN}");
+    let all = [&["exec", "-e", &token, container, "regent"], args].concat();
+    let output = engine.docker_output(&all);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+/// The same as JSON.
+pub(crate) fn json(engine: &Engine, container: &str, args: &[&str]) -> Result<Value, String> {
+    let said = regent(engine, container, &[args, &["--output", "json"]].concat())?;
+    serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))
+}
+
+/// Waits until the administrator is served there and sees so many members reached; the cluster as that node tells it.
+pub(crate) async fn served(engine: &Engine, container: &str, members: usize) -> Value {
+    eventually("a cluster that serves", || async {
+        let cluster = json(engine, container, &["cluster", "status"]).ok()?;
+        let reached = cluster["members"].as_array()?.iter();
+        let reached = reached.filter(|member| member["reachable"] == true).count();
+        (reached == members && cluster["leader"].is_u64()).then_some(cluster)
+    })
+    .await
+}
+
+/// A template whose sessions run until they are told to end.
+pub(crate) fn sleeper(image: &str) -> String {
+    serde_json::json!({
+        "metadata": { "name": "sleeper" },
+        "spec": {
+            "baseImage": image, "command": ["sh", "-c"], "args": ["trap 'exit 0' TERM; sleep 100000 & wait"],
+            "defaultResources": { "cpu": "10m", "memory": "16Mi" }
+        }
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn the_image_runs_a_node_without_root_and_without_writing_to_itself() {
+    let Some(engine) = Engine::shared("the_image_runs_a_node_without_root_and_without_writing_to_itself")
+    else {
+        return;
+    };
+    build(&engine.host);
+    let folder = tempfile::tempdir().unwrap();
+    let config = cluster_folder(folder.path()).join("node-1");
+    assert_eq!(
+        engine.docker(&["inspect", "--format", "{{.Config.User}}", TAG]),
+        "65532:65532"
+    );
+    let version = engine.docker(&["run", "--rm", "--read-only", "--network", "none", TAG, "version"]);
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+
+    let name = format!("image-{}", std::process::id());
+    let mount = format!("{}:/etc/regent:ro", config.display());
+    let hardened: &[&str] = &[
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+    ];
+    let run: &[&str] = &[
+        "run",
+        "--detach",
+        "--name",
+        &name,
+        "--network",
+        "none",
+        "--volume",
+        "/data",
+    ];
+    let node: &[&str] = &[
+        "--volume",
+        &mount,
+        TAG,
+        "server",
+        "--node-id=1",
+        "--data=/data",
+        "--http=127.0.0.1:8000",
+        "--peer=127.0.0.1:7000",
+        "--members=1=127.0.0.1:7000",
+        "--cluster-secret-file=/etc/regent/cluster.secret",
+        "--bootstrap-token-file=/etc/regent/admin.token",
+    ];
+    engine.docker(&[run, hardened, node].concat());
+    served(engine, &name, 1).await;
+    let processes = engine.docker(&["top", &name, "-o", "pid,uid"]);
+    let users = processes
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(1));
+    assert_eq!(users.collect::<Vec<_>>(), ["65532"], "{processes}");
+    // It ends in order when it is told to, as its first process.
+    engine.docker(&["stop", "--time", "60", &name]);
+    assert_eq!(
+        engine.docker(&["inspect", "--format", "{{.State.ExitCode}}", &name]),
+        "0"
+    );
+    engine.docker(&["rm", "--volumes", &name]);
+}

@@ -1,0 +1,238 @@
+//! `deploy/kubernetes`: three nodes and an agent, applied to the tests' cluster by kustomize.
+//!
+//! What the cluster of the tests does not have is put over it: there is one machine, so the nodes may share it; its
+//! volumes have 1Gi; and pods have no DNS, so each node gets a Service whose address stands in `hostAliases`.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use regent_client::Client;
+use regent_types::AgentId;
+use regent_types::session::SessionState;
+use serde_json::{Value, json};
+
+use crate::harness::{eventually, lacks, session_state};
+use crate::image::{self, ADMIN, deploy, sleeper};
+
+const NODES: [&str; 3] = ["regent-0", "regent-1", "regent-2"];
+
+/// The namespace that `deploy/kubernetes` names, removed with the test.
+struct Installed {
+    kubeconfig: String,
+}
+
+impl Installed {
+    fn command(&self, args: &[&str], input: &str) -> std::process::Output {
+        let mut child = Command::new("kubectl")
+            .args(["--kubeconfig", &self.kubeconfig, "--namespace", "regent"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    fn kubectl(&self, args: &[&str]) -> String {
+        self.with_input(args, "")
+    }
+
+    fn with_input(&self, args: &[&str], input: &str) -> String {
+        let output = self.command(args, input);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {args:?}: {error}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn get(&self, what: &str) -> Value {
+        serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).unwrap()
+    }
+
+    /// A Service for each node, whose addresses stand in for the names that a cluster's DNS would give; as
+    /// `hostAliases` of a pod.
+    fn names(&self) -> Value {
+        let aliases = NODES.map(|name| {
+            let service = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+                "spec": {
+                    "selector": { "statefulset.kubernetes.io/pod-name": name }, "publishNotReadyAddresses": true,
+                    "ports": [{ "name": "http", "port": 8000 }, { "name": "peer", "port": 7000 }]
+                }
+            });
+            self.with_input(&["apply", "-f", "-"], &service.to_string());
+            let address = self.get(&format!("service/{name}"))["spec"]["clusterIP"].clone();
+            json!({ "ip": address, "hostnames": [format!("{name}.regent")] })
+        });
+        json!(aliases)
+    }
+
+    /// Waits until all three nodes are ready; their pods' ids, by which a new pod is told from an old one.
+    async fn ready(&self) -> Vec<String> {
+        eventually("three ready nodes", || async {
+            let set = self.get("statefulset/regent");
+            (set["status"]["readyReplicas"] == 3).then_some(())
+        })
+        .await;
+        let id = |name: &str| {
+            self.get(&format!("pod/{name}"))["metadata"]["uid"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        NODES.map(id).to_vec()
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for what in [&["get", "all"][..], &["describe", "pods"], &["logs", "regent-0"]] {
+                eprintln!("{}", String::from_utf8_lossy(&self.command(what, "").stdout));
+            }
+        }
+        self.command(&["delete", "namespace", "regent", "--wait=false"], "");
+    }
+}
+
+/// `deploy/kubernetes-before-1.21` with what this cluster needs put over it.
+fn overlay(folder: &Path, aliases: &Value) {
+    for part in ["kubernetes", "kubernetes-before-1.21"] {
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(deploy(part))
+            .arg(folder)
+            .status();
+        assert!(copied.unwrap().success());
+    }
+    let over = folder.join("over");
+    std::fs::create_dir(&over).unwrap();
+    let patch = |name: &str, patch: Value| std::fs::write(over.join(name), patch.to_string()).unwrap();
+    patch(
+        "nodes.json",
+        json!([
+            { "op": "remove", "path": "/spec/template/spec/affinity" },
+            { "op": "add", "path": "/spec/template/spec/hostAliases", "value": aliases },
+            { "op": "replace", "path": "/spec/volumeClaimTemplates/0/spec/resources/requests/storage", "value": "1Gi" }
+        ]),
+    );
+    let argument =
+        |text: &str| json!({ "op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": text });
+    patch(
+        "agent.json",
+        json!([
+            { "op": "add", "path": "/spec/template/spec/hostAliases", "value": aliases },
+            argument("--kubernetes-home-size=1Gi"),
+            // The image of the tests names no user.
+            argument("--kubernetes-run-as-user=1000")
+        ]),
+    );
+    let target = |kind: &str, name: &str, path: &str| {
+        json!({
+            "target": { "group": "apps", "version": "v1", "kind": kind, "name": name, "namespace": "regent" },
+            "path": path
+        })
+    };
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "bases": ["../kubernetes-before-1.21"],
+        "patchesJson6902": [
+            target("StatefulSet", "regent", "nodes.json"), target("Deployment", "regent-agent", "agent.json")
+        ]
+    });
+    std::fs::write(over.join("kustomization.yaml"), kustomization.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_node_comes_back() {
+    let kubeconfig = std::env::var("REGENT_TEST_KUBECONFIG").ok();
+    let host = std::env::var("REGENT_TEST_KUBERNETES_DOCKER").ok();
+    if lacks("kubernetes", kubeconfig.is_some() && host.is_some()) {
+        return;
+    }
+    image::build(&host.expect("it was just looked at"));
+    let installed = Installed {
+        kubeconfig: kubeconfig.expect("it was just looked at"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    installed.kubectl(&["create", "namespace", "regent"]);
+    installed.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "regent-cluster",
+        "--from-literal=cluster.secret=what the nodes of this test share",
+        &format!("--from-literal=admin.token={ADMIN}"),
+    ]);
+    overlay(folder.path(), &installed.names());
+    installed.kubectl(&["apply", "-k", folder.path().join("over").to_str().unwrap()]);
+    let before = installed.ready().await;
+    let budget = installed.get("poddisruptionbudget/regent");
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
+
+    // The agent's pods have waited for their token.
+    let address = installed.get("service/regent-api")["spec"]["clusterIP"].clone();
+    let client = Client::new(
+        [format!("http://{}:8000", address.as_str().unwrap())],
+        Some(ADMIN.to_owned()),
+    )
+    .unwrap();
+    let id = AgentId::new("k8s").unwrap();
+    let register = serde_json::from_value(json!({ "agentId": id, "platform": "kubernetes" })).unwrap();
+    client.register_agent(&register).await.unwrap();
+    let token = client.create_agent_token(&id).await.unwrap().token.unwrap();
+    installed.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "regent-agent",
+        &format!("--from-literal=token={token}"),
+    ]);
+    eventually("three replicas of the agent, one of which leads", || async {
+        let agent = client.agent(&id).await.ok()?;
+        let leaders = agent.replicas.iter().filter(|replica| replica.leader).count();
+        (agent.replicas.len() == 3 && leaders == 1).then_some(())
+    })
+    .await;
+    client
+        .create_template(&serde_json::from_str(&sleeper("regent-test:1")).unwrap())
+        .await
+        .unwrap();
+    let wish = serde_json::from_value(json!({ "template": "sleeper" })).unwrap();
+    let session = client.create_session(&wish).await.unwrap();
+    session_state(&client, &session.name, SessionState::Running).await;
+
+    // A node's pod is lost, without the time to end in order: the Service goes on through the others, and the next pod is
+    // the same node with the same data.
+    installed.kubectl(&["delete", "pod", "regent-1", "--grace-period=0", "--force"]);
+    let second = eventually("a session made by the nodes that are left", || async {
+        client.create_session(&wish).await.ok()
+    })
+    .await;
+    session_state(&client, &second.name, SessionState::Running).await;
+    let after = eventually("another pod of the node", || async {
+        let pods = installed.ready().await;
+        (pods[1] != before[1]).then_some(pods)
+    })
+    .await;
+    assert_eq!(
+        (&after[0], &after[2]),
+        (&before[0], &before[2]),
+        "the others were left alone"
+    );
+    for session in [&session.name, &second.name] {
+        client.stop_session(session).await.unwrap();
+        eventually("the end of the session", || async {
+            let label = format!("regent.dev/session={session}");
+            installed
+                .kubectl(&["get", "deployments", "-l", &label, "-o", "name"])
+                .is_empty()
+                .then_some(())
+        })
+        .await;
+    }
+}

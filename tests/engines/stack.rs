@@ -1,0 +1,120 @@
+//! `deploy/swarm`: three nodes, and three replicas of an agent of which exactly one leads. StreamSpace's election by
+//! the Swarm's task ids made no leader at all (fault 4); here it is run as it is deployed.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::compose::{agent, ended, running};
+use crate::engine::Engine;
+use crate::harness::eventually;
+use crate::image::{self, cluster_folder, deploy, group_of, json, regent, served};
+
+/// As `docker stack deploy` is typed.
+fn deployed(engine: &Engine, cluster: &Path, files: &[&str]) {
+    let socket = engine.host.trim_start_matches("unix://");
+    let files = files
+        .iter()
+        .flat_map(|file| ["-c".into(), deploy(file).into_os_string()]);
+    let output = Command::new("/usr/bin/docker")
+        .args(["stack", "deploy"])
+        .args(files)
+        .arg("regent")
+        .env("DOCKER_HOST", &engine.host)
+        .env("DOCKER_SOCKET", socket)
+        .env("DOCKER_GROUP", group_of(socket))
+        .env("REGENT_CLUSTER", cluster)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The container of a service's task.
+async fn container(engine: &Engine, task: &str) -> String {
+    eventually("a container of the task", || async {
+        let filter = format!("name=regent_{task}.");
+        let id = engine.docker(&["ps", "-q", "--filter", &filter]);
+        (!id.is_empty() && !id.contains('\n')).then_some(id)
+    })
+    .await
+}
+
+/// The agent once three replicas are connected and one of them leads by a newer token.
+async fn led_after(engine: &Engine, node: &str, token: u64) -> Value {
+    eventually("one leader among three replicas", || async {
+        let agent = json(engine, node, &["agent", "get", "swarm"]).ok()?;
+        let replicas = agent["replicas"].as_array()?.len();
+        (replicas == 3 && leaders(&agent).len() == 1 && agent["token"].as_u64()? > token).then_some(agent)
+    })
+    .await
+}
+
+fn leaders(agent: &Value) -> Vec<String> {
+    let replicas = agent["replicas"].as_array().unwrap().iter();
+    let leading = replicas.filter(|replica| replica["leader"] == true);
+    leading
+        .map(|replica| replica["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed() {
+    let _one = crate::swarm::ONE_AT_A_TIME.lock().await;
+    let Some(engine) = Engine::own("fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed")
+    else {
+        return;
+    };
+    image::build(&engine.host);
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = cluster_folder(folder.path());
+    engine.docker(&[
+        "swarm",
+        "init",
+        "--advertise-addr",
+        "127.0.0.1",
+        "--listen-addr",
+        "127.0.0.1:0",
+    ]);
+    let machine = engine.docker(&["node", "ls", "-q"]);
+    for label in ["node-1", "node-2", "node-3", "agent"] {
+        engine.docker(&[
+            "node",
+            "update",
+            "--label-add",
+            &format!("regent.{label}=yes"),
+            &machine,
+        ]);
+    }
+    deployed(&engine, &cluster, &["swarm/stack.yaml"]);
+    let node = container(&engine, "node-1").await;
+    served(&engine, &node, 3).await;
+
+    agent(&engine, &node, "swarm", &cluster);
+    deployed(&engine, &cluster, &["swarm/stack.yaml", "swarm/agent.yaml"]);
+    let before = led_after(&engine, &node, 0).await;
+    let session = running(&engine, &node).await;
+
+    let leader = leaders(&before).remove(0);
+    let slot = leader.trim_start_matches("slot-").to_owned();
+    let task = container(&engine, &format!("agent.{slot}")).await;
+    engine.docker(&["kill", &task]);
+    led_after(&engine, &node, before["token"].as_u64().unwrap()).await;
+    let now: Value = json(&engine, &node, &["session", "get", &session]).unwrap();
+    assert_eq!(
+        (&now["state"], &now["generation"]),
+        (&"running".into(), &1.into())
+    );
+
+    // A node's container is killed too: the Swarm makes another one, with its data.
+    engine.docker(&["kill", &container(&engine, "node-2").await]);
+    served(&engine, &node, 3).await;
+    ended(&engine, &node, &session).await;
+    assert!(regent(&engine, &node, &["cluster", "status"]).is_ok());
+    engine.docker(&["stack", "rm", "regent"]);
+}
