@@ -7,6 +7,7 @@
 //! file or its folder was synced (`fsync`), and then so is every change of names before it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::strace::{Call, Trace};
@@ -434,9 +435,9 @@ pub(crate) fn read_folder(folder: &Path) -> Image {
     image
 }
 
-/// Writes an image into a folder that is not there yet.
+/// Writes an image into a folder that is not there yet, and that nobody else may enter, as a node wants it.
 pub(crate) fn write_folder(image: &Image, folder: &Path) {
-    std::fs::create_dir(folder).unwrap();
+    std::fs::DirBuilder::new().mode(0o700).create(folder).unwrap();
     for (path, content) in image {
         let path = folder.join(path);
         match content {

@@ -63,6 +63,7 @@ async fn disk_is_full(store: &str) {
     // Started on what is still full it says so again, at once or when the room that is left is used up, and changes
     // nothing.
     dev.restart_node(SMALL);
+    serves_or_ended(&dev).await;
     fill(&dev).await;
     let said = last_words(&dev, SMALL);
     assert!(
@@ -94,6 +95,15 @@ async fn disk_is_full(store: &str) {
     let folder = dev.end(Signal::TERM);
     drop(mount);
     folder.close().unwrap();
+}
+
+/// Waits until the node with the small disk takes entries again, or has ended for want of room.
+async fn serves_or_ended(dev: &Dev) {
+    eventually("service or end of the node on the full disk", || async {
+        let ended = !is_alive(dev.file.nodes[SMALL].pid);
+        (ended || dev.client_of(SMALL).readyz().await.is_ok()).then_some(())
+    })
+    .await;
 }
 
 /// Writes large entries through the other nodes until the small disk has ended its node.

@@ -36,7 +36,11 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
             let leads = service.node().leadership().borrow().mine.is_some();
             let grace = if leads { Duration::ZERO } else { look_every };
             let waits = !leads && !std::mem::replace(&mut looked, true);
-            match look(&service, &schedule, grace, waits).await {
+            let looked = tokio::select! {
+                () = stop.cancelled() => return,
+                looked = look(&service, &schedule, grace, waits, &stop) => looked,
+            };
+            match looked {
                 Ok(Look::NotDue) => {}
                 Ok(Look::Made(path)) => {
                     metrics::counter!("regent_backups_total", "outcome" => "done").increment(1);
@@ -66,6 +70,7 @@ async fn look(
     schedule: &BackupSchedule,
     grace: Duration,
     waits_for_the_first: bool,
+    stop: &CancellationToken,
 ) -> Result<Look, String> {
     let view = service.node().view();
     let Some(cluster) = view.state.cluster_id().map(ToString::to_string) else {
@@ -90,9 +95,10 @@ async fn look(
     let view = service.read().await.map_err(|error| error.to_string())?;
     let backup = view.backup();
     let node = service.id();
+    let stop = stop.clone();
     let made = blocking(move || {
         let name = format!("regent-{cluster}-{now:013}-{:016}", backup.revision().0);
-        let path = write(&folder, &name, &format!("node-{node}"), &backup)?;
+        let path = write(&folder, &name, &format!("node-{node}"), &backup, stop)?;
         let all = list(&folder, &cluster)?;
         for old in all.iter().rev().skip(keep) {
             match fs::remove_file(&old.path) {
@@ -150,19 +156,29 @@ fn list(folder: &Path, cluster: &str) -> io::Result<Vec<Found>> {
 }
 
 /// Written aside, synced, named; readable by its owner only, for it holds password hashes.
-fn write(folder: &Path, name: &str, writer: &str, backup: &Backup) -> io::Result<PathBuf> {
+fn write(
+    folder: &Path,
+    name: &str,
+    writer: &str,
+    backup: &Backup,
+    stop: CancellationToken,
+) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    // Of this node alone, so that what a crash left is overwritten the next time.
+    // Of this node alone, so that what a crash left goes away the next time.
     let part = folder.join(format!("regent-{writer}.{PART}"));
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let file = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&part)?;
-    let mut output = BufWriter::with_capacity(1 << 20, file);
+    let mut output = BufWriter::with_capacity(1 << 20, UntilStop { file, stop });
     let written = backup.write_to(&mut output).and_then(|()| output.flush());
-    let named = written.and_then(|()| output.get_ref().sync_all()).and_then(|()| {
+    let synced = written.and_then(|()| output.get_ref().file.sync_all());
+    let named = synced.and_then(|()| {
         let path = folder.join(format!("{name}.{BACKUP}"));
         fs::rename(&part, &path)?;
         File::open(folder)?.sync_all()?;
@@ -173,6 +189,25 @@ fn write(folder: &Path, name: &str, writer: &str, backup: &Backup) -> io::Result
         let _ = fs::remove_file(&part);
     }
     named
+}
+
+/// A file that takes nothing more once the node is to stop, so that a large backup does not hold it.
+struct UntilStop {
+    file: File,
+    stop: CancellationToken,
+}
+
+impl Write for UntilStop {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("the node is stopping"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ struct Health {
     well: BTreeMap<NodeId, Instant>,
     /// Since when each voter cannot be reached.
     dead: BTreeMap<NodeId, Instant>,
+    /// The step that could not be done the last time, and why: said once and not at every look.
+    hindered: Option<(Step, String)>,
 }
 
 impl Health {
@@ -155,11 +157,19 @@ async fn look(service: &Service, consensus: &Consensus, health: &mut Health) {
             supports,
             burial,
         ) else {
+            health.hindered = None;
             return;
         };
-        tracing::info!(?step, "the members are to change");
+        let hindered = health.hindered.take();
+        if hindered.as_ref().is_none_or(|(before, _)| *before != step) {
+            tracing::info!(?step, "the members are to change");
+        }
         if let Err(why) = act(service, &view.state, step.clone()).await {
-            tracing::warn!(?step, %why, "a change of the members was not done; it is tried again");
+            let hinders = Some((step, why));
+            if let Some((step, why)) = hinders.as_ref().filter(|_| hinders != hindered) {
+                tracing::warn!(?step, %why, "a change of the members was not done; it is tried again");
+            }
+            health.hindered = hinders;
             return;
         }
         // After a change of consensus what is known of it is old.

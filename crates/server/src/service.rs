@@ -151,14 +151,20 @@ impl Service {
 
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
-        if request.operation.level() > self.node().view().state.feature_level().max(FIRST_LEVEL) {
-            return Err(ServiceError::Level);
-        }
+        self.check_level(&request.operation)?;
         Ok(self
             .inner
             .node
             .propose(&request, Instant::now() + REQUEST_DEADLINE)
             .await?)
+    }
+
+    /// Refuses what some member could not read.
+    fn check_level(&self, operation: &Operation) -> Result<(), ServiceError> {
+        if operation.level() > self.node().view().state.feature_level().max(FIRST_LEVEL) {
+            return Err(ServiceError::Level);
+        }
+        Ok(())
     }
 
     /// Writes on the cluster's own behalf (gateway, reconcilers).
@@ -177,6 +183,7 @@ impl Service {
         request: &Request,
         within: Duration,
     ) -> Result<Proposed, ServiceError> {
+        self.check_level(&request.operation)?;
         let deadline = Instant::now() + within;
         let mut pause = FIRST_PAUSE;
         loop {

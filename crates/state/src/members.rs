@@ -18,6 +18,8 @@ use crate::txn::Txn;
 pub const FIRST_LEVEL: u32 = 1;
 /// The feature level from which members are in the state.
 pub const MEMBERS_LEVEL: u32 = 2;
+/// How long after its admission a node may ask again with its spent token, whose answer was lost.
+const ANSWERED_AGAIN_MS: u64 = 600_000;
 /// Members at a time: consensus of more has no use, and each costs every other a connection.
 pub const MAX_MEMBERS: usize = 9;
 
@@ -28,7 +30,15 @@ pub(crate) fn admit(txn: &mut Txn<'_>, op: &AdmitMember) -> Applied {
     if let Some(known) = txn.state().member(op.id) {
         // The answer to the first attempt was lost, and the token is spent.
         if known.is_live() && known.incarnation == op.incarnation && known.admitted_by == op.token {
-            return Ok(Outcome::Member(known.clone()));
+            // A founder was admitted by no token, and nothing is given away by saying so again.
+            if op.token.is_none() || txn.now() < known.since.saturating_add(ANSWERED_AGAIN_MS) {
+                return Ok(Outcome::Member(known.clone()));
+            }
+            return Err(Rejection::WrongState(format!(
+                "node {0} was admitted more than ten minutes ago and its join token is spent; remove it \
+                 (`regent cluster remove {0}`) and let it join with an empty folder under a new id",
+                op.id
+            )));
         }
         let what = if known.is_live() { "is" } else { "was" };
         return Err(Rejection::WrongState(format!(
@@ -126,6 +136,15 @@ pub(crate) fn enrol(txn: &mut Txn<'_>, hash: &[u8; 32], op: &CreateToken) -> App
     };
     let admits = |scope: &JoinScope| scope.admits_agent(agent.as_str());
     let join = spend(txn, hash, admits, &format!("the agent {agent}"))?;
+    if let Subject::Join(scope) = &join.subject
+        && scope.is_pattern()
+        && (txn.state().agent(agent).is_some() || txn.state().tokens_of(&op.subject).next().is_some())
+    {
+        return Err(Rejection::Forbidden(format!(
+            "the agent {agent} is known already, and this join token is for new agents; make one for it alone with \
+             `regent token create --join agent:{agent}`"
+        )));
+    }
     let made = tokens::put(txn, op)?;
     tokens::revoke(txn, &join.id, &format!("it was used for the agent {agent}"));
     Ok(made)

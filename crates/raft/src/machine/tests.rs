@@ -270,8 +270,14 @@ impl RaftNetworkV2<TypeConfig> for NoNetwork {
     }
 }
 
+/// Entries between snapshots.
+const EVERY: u64 = 100;
+
 async fn start(log: Log, machine: Machine) -> Raft {
-    let policy = SnapshotPolicy { every: 100, keep: 20 };
+    let policy = SnapshotPolicy {
+        every: EVERY,
+        keep: 20,
+    };
     let config = raft_config("test", &Timing::default(), &policy).unwrap();
     Raft::new(1, Arc::new(config), NoNetwork, log, machine)
         .await
@@ -316,10 +322,16 @@ async fn a_single_node_comes_back_as_it_was() {
                     .expect("a node may put templates");
             }
         }
-        raft.wait(Some(Duration::from_secs(20)))
+        // No snapshot is due then, so none is being written when the folder is opened again.
+        raft.wait(Some(Duration::from_secs(60)))
             .metrics(
-                |m| m.snapshot.is_some_and(|s| s.index >= 400) && m.purged.is_some_and(|p| p.index >= 300),
-                "purged",
+                |m| {
+                    let applied = m.last_applied.map_or(0, |id| id.index);
+                    m.snapshot
+                        .is_some_and(|s| s.index >= 400 && applied < s.index + EVERY)
+                        && m.purged.is_some_and(|p| p.index >= 300)
+                },
+                "the last snapshot is written, and the log behind it purged",
             )
             .await
             .unwrap();

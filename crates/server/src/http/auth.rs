@@ -14,7 +14,7 @@ use regent_types::auth as api;
 use regent_types::{Code, Time, UserName};
 
 use super::attempts::Attempts;
-use super::caller::{Done, Writing};
+use super::caller::{Done, Writing, initialised};
 use super::openapi::{LoginProblems, WriteProblems};
 use super::problem::{Failure, Result};
 use super::query::{NoQuery, Query};
@@ -44,8 +44,10 @@ pub(super) async fn login(
         .map(|info| info.0.ip());
     let headers = request.headers().clone();
     let body: api::Login = body::parse(&headers, &body::read(request).await?)?;
-    let attempt = ATTEMPTS.begin(&body.username, address, Instant::now())?;
+    // What the cluster cannot answer is no failure of the caller's.
     let view = service.read().await?;
+    initialised(&view.state)?;
+    let attempt = ATTEMPTS.begin(&body.username, address, Instant::now())?;
     let name = UserName::new(&body.username).ok();
     let hash = name
         .as_ref()

@@ -54,6 +54,7 @@ impl Identity {
         let mut found = find(&service.node().view().state, &hash, now);
         if found.is_none() {
             let view = service.read().await?;
+            initialised(&view.state)?;
             found = find(&view.state, &hash, now);
         }
         let unknown = || Failure::new(Code::Unauthenticated, "the token is unknown, expired or revoked");
@@ -103,6 +104,14 @@ impl Identity {
             role,
         })
     }
+}
+
+/// Before the cluster has an administrator it knows no token and no user at all: whoever asks may ask again.
+pub(super) fn initialised(state: &State) -> Result<()> {
+    if state.cluster_id().is_none() {
+        return Err(not_serving("the cluster is not initialised yet"));
+    }
+    Ok(())
 }
 
 fn find(state: &State, hash: &[u8; 32], now: u64) -> Option<Identity> {

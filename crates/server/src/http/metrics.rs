@@ -87,6 +87,10 @@ fn sample(service: &Service) {
         metrics::gauge!("regent_member_reachable", "member" => member.id.to_string())
             .set(f64::from(u8::from(reachable)));
     }
+    // The recorder forgets no series, and one that stayed at 0 would raise an alert for ever.
+    for removed in state.members().values().filter(|member| !member.is_live()) {
+        metrics::gauge!("regent_member_reachable", "member" => removed.id.to_string()).set(f64::NAN);
+    }
     alarms(&status);
     if service.options().memory.is_none() {
         sample_disk(&service.options().data);

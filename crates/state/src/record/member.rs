@@ -57,6 +57,11 @@ impl JoinScope {
             },
         }
     }
+
+    /// Whether it is for whatever begins alike, and not for one whose name is known.
+    pub fn is_pattern(&self) -> bool {
+        matches!(self, Self::Agent(pattern) if pattern.ends_with('*'))
+    }
 }
 
 impl fmt::Display for JoinScope {
