@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -437,6 +438,14 @@ async fn eventually_or<T, F: Future<Output = Option<T>>>(
         );
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// A free port on an address of this machine's loopback that nobody else picks ports of.
+pub(crate) fn free_address() -> String {
+    let [a, b, c] = rand::random::<[u8; 3]>();
+    let address = IpAddr::V4(Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254)));
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    listener.local_addr().unwrap().to_string()
 }
 
 /// Waits until a session is in a state.

@@ -13,6 +13,7 @@ mod connections;
 mod cut_off;
 mod data_folder;
 mod events;
+mod first_steps;
 #[allow(dead_code)] // the tests of elections, durability and engines use the rest
 mod harness;
 mod idempotency;

@@ -1,7 +1,6 @@
 //! Nodes join with a token, get a vote by themselves, and are taken out, while others write through all nodes and
 //! nothing they write fails. A node that has lost its data, a token that was used and a node that was removed stay out.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use regent_types::duration::Span;
 use regent_types::{Code, NodeId, TokenId};
 use rustix::process::Signal;
 
-use crate::harness::{Dev, NodeEntry, REGENT, eventually, is_alive, restrict, send};
+use crate::harness::{Dev, NodeEntry, REGENT, eventually, free_address, is_alive, restrict, send};
 use crate::writers::{Writers, write};
 
 #[tokio::test]
@@ -327,14 +326,6 @@ fn with_token(dev: &Dev, id: u64, token: Option<&str>, folder: &std::path::Path)
         flag("--join-token-file", file.display().to_string());
     }
     command
-}
-
-/// A free port on an address of this machine's loopback that nobody else picks ports of.
-fn free_address() -> String {
-    let [a, b, c] = rand::random::<[u8; 3]>();
-    let address = IpAddr::V4(Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254)));
-    let listener = TcpListener::bind((address, 0)).unwrap();
-    listener.local_addr().unwrap().to_string()
 }
 
 fn value<'a>(command: &'a [String], flag: &str) -> &'a str {

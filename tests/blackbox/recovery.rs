@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use regent_types::session::{Session, SessionState};
 use serde_json::{Value, json};
 
-use crate::harness::{Dev, eventually, restrict, session_of, session_state};
+use crate::harness::{Dev, eventually, free_address, restrict, session_of, session_state};
 use crate::wire::{Api, Socket};
 use crate::workload::{process_of, running_sessions};
 
@@ -121,12 +121,6 @@ fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
-}
-
-/// An address that is free at the moment.
-fn free_address() -> String {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().to_string()
 }
 
 #[track_caller]
@@ -535,4 +529,27 @@ async fn backups_on_a_schedule_are_kept_in_number_and_can_be_restored() {
             .then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_one_node_has_can_be_backed_up_without_a_quorum_by_name_only() {
+    let mut past = Past::new("7").await;
+    past.dev.kill_node(0);
+    past.dev.kill_node(1);
+    let file = past.path("alone.backup");
+    let path = file.to_str().unwrap();
+    refused(&past.dev, &["cluster", "backup", path], &["quorum"]);
+    assert!(!file.exists(), "a backup that was refused left a file");
+    let made = done(&past.dev, &["cluster", "backup", path, "--stale"]);
+    assert_eq!(made["sessions"], 2, "{made}");
+    let data = past.path("unused");
+    let check = [
+        "cluster",
+        "restore",
+        path,
+        "--dry-run",
+        "--data",
+        data.to_str().unwrap(),
+    ];
+    assert_eq!(done(&past.dev, &check)["sessions"], 2);
 }

@@ -8,11 +8,11 @@
 mod harness;
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use harness::{Dev, eventually, lacks, session_of};
+use harness::{Dev, eventually, free_address, lacks, session_of};
 use regent_types::session::SessionState;
 use serde_json::Value;
 
@@ -130,6 +130,45 @@ fn every_alert_has_a_runbook() {
         .filter(|heading| heading.starts_with("Regent"))
         .collect();
     assert_eq!(runbooks, alerts);
+}
+
+/// Each alert fires when it should and not before, by Prometheus's own unit tests of rules.
+#[test]
+fn every_alert_fires_on_what_it_is_for_and_not_before() {
+    if lacks("prometheus", has("promtool")) {
+        return;
+    }
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/monitoring/rules.yml");
+    let checked = Command::new("promtool")
+        .args(["test", "rules"])
+        .arg(&tests)
+        .output()
+        .unwrap();
+    assert!(
+        checked.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&checked.stdout),
+        String::from_utf8_lossy(&checked.stderr)
+    );
+    let tests = std::fs::read_to_string(tests).unwrap();
+    let rules = std::fs::read_to_string(Path::new(DEPLOY).join("prometheus/regent-rules.yml")).unwrap();
+    for alert in rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        for expected in ["[]\n", "\n          - exp_labels:\n"] {
+            let case = format!("alertname: {alert}\n        exp_alerts:");
+            let is_there = tests.match_indices(&case).any(|(at, _)| {
+                tests[at + case.len()..]
+                    .trim_start_matches(' ')
+                    .starts_with(expected)
+            });
+            assert!(
+                is_there,
+                "tests/monitoring/rules.yml has no case {expected:?} for {alert}"
+            );
+        }
+    }
 }
 
 /// The bundle has what a report needs, and nothing that opens a door.
@@ -345,9 +384,7 @@ impl Prometheus {
         );
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let address = free_address();
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", file.display()))
             .arg(format!(

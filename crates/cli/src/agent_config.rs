@@ -77,8 +77,8 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_file: Option<PathBuf>,
-    /// File with a join token (`regent token create --join agent:ID`) that is exchanged at the first start for a token
-    /// of the agent's own, which is kept in the data folder.
+    /// File with a join token (`regent token create --join agent:ID`), or an operator's own, that is exchanged at the
+    /// first start for a token of the agent, which is kept in the data folder.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) join_token_file: Option<PathBuf>,

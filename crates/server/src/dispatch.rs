@@ -82,7 +82,8 @@ fn concerned(cursor: &mut Cursor, state: &State) -> Option<Concerned> {
             EventRecord::Session(_)
             | EventRecord::Template(_)
             | EventRecord::Member(_)
-            | EventRecord::Restored(_) => false,
+            | EventRecord::Restored(_)
+            | EventRecord::Cluster(_) => false,
         };
     }
     Some(concerned)

@@ -263,6 +263,7 @@ fn dispatch(txn: &mut Txn<'_>, operation: &Operation) -> Applied {
         Operation::RemoveMember { id, reason } => members::remove(txn, *id, reason),
         Operation::EnrolAgent { join, token } => members::enrol(txn, join, token),
         Operation::RaiseFeatureLevel { level } => members::raise_level(txn, *level),
+        Operation::Asked(asked) => cluster::asked(txn, asked),
     }
 }
 

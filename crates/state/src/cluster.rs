@@ -1,7 +1,10 @@
 //! The identity of the cluster: the first operation, and only that, gives it.
 
-use crate::event::EventKind;
-use crate::operation::InitCluster;
+use std::sync::Arc;
+
+use crate::event::{EventKind, EventRecord};
+use crate::members;
+use crate::operation::{Asked, InitCluster};
 use crate::outcome::{Applied, Outcome, Rejection};
 use crate::record::{ApiToken, Quota, Role, Subject, Usage, User};
 use crate::state::Identity;
@@ -43,5 +46,28 @@ pub(crate) fn init(txn: &mut Txn<'_>, op: &InitCluster) -> Applied {
         });
     }
     templates::put_built_in(txn);
+    Ok(Outcome::Done)
+}
+
+/// Writes down who asked for what, if they may.
+pub(crate) fn asked(txn: &mut Txn<'_>, asked: &Asked) -> Applied {
+    let cluster = txn.state().cluster_id().cloned().map(EventRecord::Cluster);
+    let cluster = cluster.ok_or_else(|| Rejection::Identity("the cluster has no identity yet".to_owned()))?;
+    match asked {
+        Asked::Transfer(to) => {
+            txn.actor.require(Role::Operator, "hand the leadership over")?;
+            let to = to.map(|to| format!("to node {to}")).unwrap_or_default();
+            txn.emit_because(EventKind::ClusterTransferRequested, cluster, &to);
+        }
+        Asked::Promote(id) => {
+            txn.actor.require(Role::Admin, "promote members")?;
+            let member = EventRecord::Member(Arc::new(members::find(txn, *id)?));
+            txn.emit_because(EventKind::MemberPromotionRequested, member, "");
+        }
+        Asked::Backup => {
+            txn.actor.require(Role::Admin, "take backups")?;
+            txn.emit_because(EventKind::ClusterBackupRequested, cluster, "");
+        }
+    }
     Ok(Outcome::Done)
 }

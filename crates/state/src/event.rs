@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use regent_types::Revision;
+use regent_types::{ClusterId, Revision};
 
 use crate::record::{Agent, ApiToken, Candidate, Command, Lease, Member, Restored, Session, Template, User};
 
@@ -79,6 +79,8 @@ pub enum EventRecord {
     Member(Arc<Member>),
     /// The cluster came out of another one's state.
     Restored(Arc<Restored>),
+    /// The cluster as a whole.
+    Cluster(ClusterId),
 }
 
 /// What happened. The text form (`session.running`) is [`Event::name`].
@@ -148,6 +150,12 @@ pub enum EventKind {
     MemberRemoved,
     /// The cluster came out of another one's state.
     ClusterRestored,
+    /// A person asked for a handover of the leadership.
+    ClusterTransferRequested,
+    /// A person asked for a backup.
+    ClusterBackupRequested,
+    /// A person asked for a member's vote.
+    MemberPromotionRequested,
 }
 
 impl Event {
@@ -188,6 +196,7 @@ impl Event {
             EventRecord::Candidate(r) => r.lease.as_str(),
             EventRecord::Member(r) => return Cow::Owned(r.id.to_string()),
             EventRecord::Restored(r) => r.cluster.as_str(),
+            EventRecord::Cluster(id) => id.as_str(),
         })
     }
 }
@@ -228,6 +237,9 @@ impl EventKind {
             Self::MemberUpdated => "member.updated",
             Self::MemberRemoved => "member.removed",
             Self::ClusterRestored => "cluster.restored",
+            Self::ClusterTransferRequested => "cluster.transfer_requested",
+            Self::ClusterBackupRequested => "cluster.backup_requested",
+            Self::MemberPromotionRequested => "member.promotion_requested",
         }
     }
 }

@@ -194,7 +194,7 @@ fn spend(
     }
 }
 
-fn find(txn: &Txn<'_>, id: NodeId) -> Result<Member, Rejection> {
+pub(crate) fn find(txn: &Txn<'_>, id: NodeId) -> Result<Member, Rejection> {
     let found = txn.state().member(id).filter(|member| member.is_live());
     found
         .map(|member| Member::clone(member))

@@ -382,6 +382,9 @@ pub enum Operation {
         /// The level.
         level: u32,
     },
+    /// A person asked for something that the log does not decide: written down before it is done, for whoever asks who
+    /// did it.
+    Asked(Asked),
 }
 
 impl Operation {
@@ -392,7 +395,8 @@ impl Operation {
             Self::AdmitMember(_)
             | Self::MemberMoved { .. }
             | Self::RemoveMember { .. }
-            | Self::EnrolAgent { .. } => MEMBERS_LEVEL,
+            | Self::EnrolAgent { .. }
+            | Self::Asked(_) => MEMBERS_LEVEL,
             Self::CreateToken(op) if matches!(op.subject, Subject::Join(_)) => MEMBERS_LEVEL,
             // Who proposes that has asked all members.
             Self::RaiseFeatureLevel { .. }
@@ -440,6 +444,17 @@ impl Operation {
             | Self::ConnectedSince { .. } => FIRST_LEVEL,
         }
     }
+}
+
+/// See [`Operation::Asked`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asked {
+    /// That the leadership is handed over, to this node if one is given.
+    Transfer(Option<NodeId>),
+    /// That a member gets its vote now.
+    Promote(NodeId),
+    /// For a backup.
+    Backup,
 }
 
 /// See [`Operation::AdmitMember`].

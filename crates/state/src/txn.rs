@@ -368,7 +368,7 @@ impl<'a> Txn<'a> {
     }
 
     /// The event has the record, and the record is in the digest already.
-    fn emit_because(&mut self, kind: EventKind, record: EventRecord, reason: &str) {
+    pub(crate) fn emit_because(&mut self, kind: EventKind, record: EventRecord, reason: &str) {
         let id = EventId(self.meta.revision, self.events);
         self.events += 1;
         let event = Event {

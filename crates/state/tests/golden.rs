@@ -68,6 +68,7 @@ remove-member 4 reason=replaced
 token j2 join=d* ttl=1h
 enrol e1 agent=dev token=j2
 raise-level 3
+asked transfer=2
 prune
 ";
 
@@ -122,11 +123,12 @@ fn name(request: &Request) -> &'static str {
         Op::RemoveMember { .. } => "RemoveMember",
         Op::EnrolAgent { .. } => "EnrolAgent",
         Op::RaiseFeatureLevel { .. } => "RaiseFeatureLevel",
+        Op::Asked(_) => "Asked",
     }
 }
 
 /// How many variants [`name`] knows.
-const VARIANTS: usize = 47;
+const VARIANTS: usize = 48;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

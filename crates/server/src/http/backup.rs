@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use regent_raft::Backup;
+use regent_state::operation::Asked;
 use regent_state::record::Role;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::caller::Reading;
 use super::openapi::ReadProblems;
 use super::problem::{Failure, Result};
-use super::query::{Query, Read};
+use super::query::{Consistency, Query, Read};
 use super::reply;
 
 /// Backups that one process streams at a time: each keeps a thread busy and an old state in memory.
@@ -39,6 +40,7 @@ const RETRY_AFTER: u64 = 10;
     responses((status = 200, description = "The backup, for `regent cluster restore`", body = [u8],
         content_type = "application/octet-stream"), ReadProblems))]
 pub(super) async fn get(reading: Reading, Query(read): Query<Read>) -> Result<Response> {
+    let is_stale = read.consistency == Consistency::Stale;
     let snapshot = reading.view(read).await?;
     snapshot.caller.require(Role::Admin, "taking a backup")?;
     let Some(cluster) = snapshot.view.state.cluster_id() else {
@@ -52,7 +54,11 @@ pub(super) async fn get(reading: Reading, Query(read): Query<Read>) -> Result<Re
     };
     let backup = snapshot.view.backup();
     let name = format!("regent-{cluster}-{}.backup", backup.revision());
-    tracing::info!(by = %snapshot.caller.principal, revision = %backup.revision(), "a backup is taken");
+    match reading.note(Asked::Backup).await {
+        // Without a quorum nothing can be written down, and that is what it is for.
+        Err(failure) if !is_stale => return Err(failure),
+        _ => {}
+    }
 
     let (sender, receiver) = mpsc::channel(WAITING);
     tokio::task::spawn_blocking(move || {

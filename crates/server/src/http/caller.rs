@@ -14,6 +14,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Request, Uri, header};
 use bytes::Bytes;
 use regent_raft::{Proposed, ReadError, View};
+use regent_state::operation::Asked;
 use regent_state::record::Role;
 use regent_state::{Caller, Idempotency, Operation, Outcome, Rejection, Request as Proposal, State};
 use regent_types::{AgentId, Code, Principal, Revision, TokenId, UserName};
@@ -26,7 +27,7 @@ use super::idempotency;
 use super::problem::{Failure, Result, not_serving};
 use super::query::{Consistency, Read};
 use crate::ids::secret_hash;
-use crate::service::Service;
+use crate::service::{Service, ServiceError};
 
 /// The header that StreamSpace's agents send their key in.
 const AGENT_KEY_HEADER: &str = "x-agent-api-key";
@@ -195,6 +196,11 @@ impl Reading {
         &self.caller
     }
 
+    /// Writes down what is asked, before it is done: see [`Writing::note`].
+    pub(super) async fn note(&self, asked: Asked) -> Result<()> {
+        note(&self.service, &self.caller, asked).await
+    }
+
     /// The view that the caller asked for.
     pub(super) async fn view(&self, read: Read) -> Result<Snapshot> {
         let node = self.service.node();
@@ -319,6 +325,11 @@ impl Writing {
         Err(Failure::from(rejection).at(revision))
     }
 
+    /// Writes down what is asked, before it is done. Older members cannot read that; then the log of this node has it.
+    pub(super) async fn note(&self, asked: Asked) -> Result<()> {
+        note(&self.service, &self.caller, asked).await
+    }
+
     /// The same for a caller that can make something of a rejection.
     pub(super) async fn try_propose(
         &self,
@@ -330,6 +341,26 @@ impl Writing {
             operation,
         };
         Ok(Done::of(self.service.propose(request).await?))
+    }
+}
+
+/// See [`Writing::note`].
+async fn note(service: &Service, caller: &Identity, asked: Asked) -> Result<()> {
+    tracing::info!(by = %caller.principal, ?asked, "asked");
+    let proposal = Proposal {
+        caller: Caller::Token(caller.token.clone()),
+        idempotency: None,
+        operation: Operation::Asked(asked),
+    };
+    match service.propose(proposal).await {
+        Ok(proposed) => {
+            let done =
+                Done::of(proposed).map_err(|(rejection, revision)| Failure::from(rejection).at(revision))?;
+            debug_assert!(matches!(done.outcome, Outcome::Done));
+            Ok(())
+        }
+        Err(ServiceError::Level) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

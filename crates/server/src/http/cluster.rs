@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::Response;
 use regent_raft::{CallError, View};
+use regent_state::operation::Asked;
 use regent_state::record::Role;
 use regent_types::cluster::{Cluster, Member, Transfer};
 use regent_types::{Code, Revision, Time};
@@ -59,7 +60,7 @@ pub(super) async fn transfer(Query(NoQuery {}): Query<NoQuery>, writing: Writing
     }
     let leader = status.leader.ok_or_else(no_leader)?;
     if to != Some(leader) {
-        tracing::info!(by = %caller.principal, from = %leader, to = to.map(|to| to.0), "the leadership is to be handed over");
+        writing.note(Asked::Transfer(to)).await?;
         let asked = node.call(
             leader,
             Ask::Transfer(to).encode(),

@@ -338,7 +338,7 @@ fn may_see(caller: &Identity, state: &State, record: &EventRecord) -> bool {
         EventRecord::Candidate(candidate) => operator || candidate.owner == caller.principal,
         EventRecord::Template(_) => true,
         EventRecord::User(user) => caller.role == Role::Admin || caller.is_user(&user.name),
-        EventRecord::Member(_) | EventRecord::Restored(_) => operator,
+        EventRecord::Member(_) | EventRecord::Restored(_) | EventRecord::Cluster(_) => operator,
         EventRecord::ApiToken(token) => {
             caller.role == Role::Admin
                 || match &token.subject {

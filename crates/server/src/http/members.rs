@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use regent_raft::CallError;
-use regent_state::operation::AdmitMember;
+use regent_state::operation::{AdmitMember, Asked};
 use regent_state::record::{Role, Subject};
 use regent_state::{Caller, Operation, Outcome, Request as Proposal};
 use regent_types::cluster::{Cluster, Join, Joined, JoinedMember};
@@ -178,6 +178,7 @@ pub(super) async fn promote(
         )
     };
     let leader = service.node().status().leader.ok_or_else(no_leader)?;
+    writing.note(Asked::Promote(id)).await?;
     let deadline = Instant::now() + REQUEST_DEADLINE;
     let asked = service
         .node()

@@ -300,6 +300,7 @@ pub(super) fn event(id: EventId, event: &Event, state: &State) -> regent_types::
         EventRecord::ApiToken(record) => without("role", value(&token(record, state))),
         EventRecord::Member(record) => value(&member(record)),
         EventRecord::Restored(record) => restored(record),
+        EventRecord::Cluster(id) => serde_json::json!({ "clusterId": id }),
     };
     regent_types::event::Event {
         by: event.who().to_owned(),
@@ -347,7 +348,7 @@ pub(super) fn parse_event_id(text: &str) -> Option<EventId> {
 }
 
 /// Every kind of event.
-const KINDS: [EventKind; 32] = [
+const KINDS: [EventKind; 35] = [
     EventKind::SessionCreated,
     EventKind::SessionUpdated,
     EventKind::SessionState,
@@ -380,6 +381,9 @@ const KINDS: [EventKind; 32] = [
     EventKind::MemberUpdated,
     EventKind::MemberRemoved,
     EventKind::ClusterRestored,
+    EventKind::ClusterTransferRequested,
+    EventKind::ClusterBackupRequested,
+    EventKind::MemberPromotionRequested,
 ];
 
 /// Every text that an event's kind can have.

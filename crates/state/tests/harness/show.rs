@@ -84,6 +84,7 @@ pub fn event(event: &Event) -> String {
         },
         EventRecord::Candidate(r) => candidate(r),
         EventRecord::Member(r) => member(r),
+        EventRecord::Cluster(id) => format!("cluster {id}"),
         EventRecord::Restored(r) => format!("cluster {} from {:?}", r.cluster, r.from),
     };
     format!("{} by {}: {record}", event.name(), event.by)

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use regent_state::operation::{
-    AdmitMember, AgentConnected, Campaign, CreateCommand, CreateSession, CreateToken, InitCluster,
+    AdmitMember, AgentConnected, Asked, Campaign, CreateCommand, CreateSession, CreateToken, InitCluster,
     PatchSession, RegisterAgent, ReportSession, Reported, ReportedSession, SessionOperation,
 };
 use regent_state::record::{
@@ -421,6 +421,15 @@ fn operation(world: &World, step: &Step<'_>) -> (Operation, bool) {
             };
             let join = hash(step.raw("token").unwrap_or("none"));
             (Operation::EnrolAgent { join, token }, true)
+        }
+        "asked" => {
+            let asked = match (step.raw("transfer"), step.raw("promote")) {
+                (Some("any"), None) => Asked::Transfer(None),
+                (Some(to), None) => Asked::Transfer(Some(NodeId(number(to)))),
+                (None, Some(id)) => Asked::Promote(NodeId(number(id))),
+                _ => Asked::Backup,
+            };
+            (Operation::Asked(asked), false)
         }
         "raise-level" => {
             let level = step.arg(0).parse().unwrap();
