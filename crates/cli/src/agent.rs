@@ -23,7 +23,12 @@ use crate::server::Signals;
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let lifeline = Lifeline::of(config.lifeline.as_deref())?;
-    let options = options(&config).await?;
+    // It may wait for a cluster that is not there yet.
+    let options = tokio::select! {
+        options = options(&config) => options?,
+        () = signals.end() => return Ok(ExitCode::SUCCESS),
+        () = lifeline.ended() => return Ok(ExitCode::FAILURE),
+    };
     let runtime = runtimes::open(&config, &options.agent_id, &options.data, lifeline).await?;
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(regent_agent::run(options, runtime, stop.clone()));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use regent_client::backoff::FullJitter;
 use regent_client::{Client, Error, Trust};
 use regent_server::Joining;
 use regent_types::AgentId;
@@ -22,6 +23,9 @@ const CLUSTER_SECRET: &str = "cluster-secret";
 const AGENT_TOKEN: &str = "token";
 /// How long the cluster may take to admit a node.
 const ADMIT_WITHIN: Duration = Duration::from_mins(1);
+/// Between an agent's attempts to get its token.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Joins, if that is asked for and not done already; gives where the cluster's secret is kept. `None`: this node
 /// founds its cluster.
@@ -111,15 +115,25 @@ pub(crate) async fn agent_token(
     }
     secrets::folder(data)?;
     let client = Client::with_trust(servers, Some(secret_file(join_token)?), trust)?;
-    match client.enrol_agent(agent).await {
-        Ok(token) => {
-            let secret = token.token.context("the answer holds no token")?;
-            secrets::write(&kept, &secret)?;
-            Ok(secret)
+    let mut pauses = FullJitter::new(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        match client.enrol_agent(agent).await {
+            Ok(token) => {
+                let secret = token.token.context("the answer holds no token")?;
+                secrets::write(&kept, &secret)?;
+                return Ok(secret);
+            }
+            // Another replica of this host was first.
+            Err(Error::Problem(_)) if kept.exists() => return secret_file(&kept),
+            // An agent may be started before its cluster is.
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "no token for the join token yet; it is asked for again");
+                tokio::time::sleep(pauses.next_delay()).await;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("agent {agent} got no token for its join token"));
+            }
         }
-        // Another replica of this host was first.
-        Err(Error::Problem(_)) if kept.exists() => secret_file(&kept),
-        Err(error) => Err(error).with_context(|| format!("agent {agent} got no token for its join token")),
     }
 }
 
