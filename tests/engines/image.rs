@@ -159,6 +159,28 @@ pub(crate) fn sleeper(image: &str) -> String {
     .to_string()
 }
 
+/// Plain text between machines is for who asks for it, and nothing that is shipped does.
+#[test]
+fn nothing_that_is_deployed_asks_for_plain_text() {
+    let mut folders = vec![deploy("")];
+    let mut read = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+            for word in ["plaintext", "http://"] {
+                assert!(!text.contains(word), "{word} in {}", path.display());
+            }
+            read += 1;
+        }
+    }
+    assert!(read > 0, "there is nothing in deploy/");
+}
+
 #[tokio::test]
 async fn the_image_runs_a_node_without_root_and_without_writing_to_itself() {
     let Some(engine) = Engine::shared("the_image_runs_a_node_without_root_and_without_writing_to_itself")

@@ -19,6 +19,7 @@ export HOME=/tmp REGENT_URL=https://10.0.0.1:8000 REGENT_CA_FILE=/tmp/cluster/ca
 const INSTALL_NODE: &str =
     "for address in 10.0.0.1 10.0.0.2 10.0.0.3; do ip address add $address/32 dev lo; done
 regent cert cluster --out cluster --node 1=10.0.0.1 --node 2=10.0.0.2 --node 3=10.0.0.3
+install -d -m 0700 cluster/agent; cp cluster/ca/ca.pem cluster/agent/
 useradd --system --user-group --home-dir /var/lib/regent --shell /usr/sbin/nologin regent
 install -d -o regent -g regent -m 0700 /etc/regent
 install -o regent -g regent -m 0600 cluster/node-1/* node.toml /etc/regent/
@@ -27,10 +28,10 @@ systemctl daemon-reload
 systemctl enable --now --no-block regent";
 
 const INSTALL_AGENT: &str = "regent agent register one --platform process
-regent agent token one > agent.token
+regent agent token one > cluster/agent/agent.token
 useradd --system --user-group --home-dir /var/lib/regent-agent --shell /usr/sbin/nologin regent-agent
 install -d -o regent-agent -g regent-agent -m 0700 /etc/regent-agent
-install -o regent-agent -g regent-agent -m 0600 agent.token agent.toml cluster/ca/ca.pem /etc/regent-agent/
+install -o regent-agent -g regent-agent -m 0600 cluster/agent/* agent.toml /etc/regent-agent/
 install -m 0644 regent-agent@.service /etc/systemd/system/
 systemctl daemon-reload
 systemctl enable --now regent-agent@one";
@@ -82,7 +83,7 @@ impl Machine {
             script,
             _folder: folder,
         };
-        (!lacks("systemd-boot", !machine.pid.is_empty())).then_some(machine)
+        (!lacks("systemd-machine", !machine.pid.is_empty())).then_some(machine)
     }
 
     /// Runs a script in the machine; what it prints, or what it complains of.
