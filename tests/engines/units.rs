@@ -180,6 +180,17 @@ async fn a_node_and_an_agent_are_services_of_systemd() {
     }
     assert_eq!(machine.sh("stat -c '%U %a' /var/lib/regent"), "regent 700");
 
+    // New certificates, without a restart.
+    machine.sh("regent cert cluster --out cluster --node 1=10.0.0.1
+        install -o regent -g regent -m 0600 cluster/node-1/* /etc/regent/
+        systemctl reload regent");
+    eventually("new certificates", || async {
+        let journal = machine.sh("journalctl --no-pager --unit regent");
+        journal.contains("new certificates are in use").then_some(())
+    })
+    .await;
+    assert_eq!(machine.says("regent", "MainPID"), first);
+
     machine.sh("systemctl restart regent; regent cluster status");
     let second = machine.says("regent", "MainPID");
     assert_ne!(first, second);
