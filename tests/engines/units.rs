@@ -9,32 +9,27 @@ use serde_json::Value;
 use crate::harness::{REGENT, eventually, lacks};
 use crate::image::deploy;
 
-/// As root, in a folder of its own.
+/// As root, where the manual's commands find the program and `deploy`. Its files are right for the addresses in them.
 const PRELUDE: &str = "cd /tmp
-export HOME=/tmp REGENT_URL=https://10.0.0.1:8000 REGENT_CA_FILE=/tmp/cluster/ca/ca.pem
+export PATH=$PATH:/usr/local/bin HOME=/tmp REGENT_URL=https://10.0.0.1:8000 REGENT_CA_FILE=/tmp/cluster/ca/ca.pem
 [ ! -e cluster ] || export REGENT_TOKEN=$(cat cluster/admin.token)
+editor() { test -f $1; }
 ";
 
-/// The addresses of the files that are shipped, and what the manual says.
-const INSTALL_NODE: &str =
-    "for address in 10.0.0.1 10.0.0.2 10.0.0.3; do ip address add $address/32 dev lo; done
-regent cert cluster --out cluster --node 1=10.0.0.1 --node 2=10.0.0.2 --node 3=10.0.0.3
-install -d -m 0700 cluster/agent; cp cluster/ca/ca.pem cluster/agent/
-useradd --system --user-group --home-dir /var/lib/regent --shell /usr/sbin/nologin regent
-install -d -o regent -g regent -m 0700 /etc/regent
-install -o regent -g regent -m 0600 cluster/node-1/* node.toml /etc/regent/
-install -m 0644 regent.service /etc/systemd/system/
-systemctl daemon-reload
-systemctl enable --now --no-block regent";
-
-const INSTALL_AGENT: &str = "regent agent register one --platform process
-regent agent token one > cluster/agent/agent.token
-useradd --system --user-group --home-dir /var/lib/regent-agent --shell /usr/sbin/nologin regent-agent
-install -d -o regent-agent -g regent-agent -m 0700 /etc/regent-agent
-install -o regent-agent -g regent-agent -m 0600 cluster/agent/* agent.toml /etc/regent-agent/
-install -m 0644 regent-agent@.service /etc/systemd/system/
-systemctl daemon-reload
-systemctl enable --now regent-agent@one";
+/// The commands of the manual's section, by their number in it.
+fn manual(section: &str, number: usize) -> String {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let (_, section) = manual.split_once(&format!("\n{section}\n")).unwrap();
+    let section = section.split("\n#").next().unwrap();
+    let commands = |part: &&str| part.lines().all(|line| line.starts_with("    "));
+    section
+        .split("\n\n")
+        .filter(commands)
+        .nth(number)
+        .unwrap()
+        .to_owned()
+}
 
 /// A machine with a systemd of its own, which ends with this.
 struct Machine {
@@ -116,10 +111,11 @@ impl Machine {
         })
     }
 
-    /// A file of `deploy/systemd`, where the manual's commands are run.
+    /// Brings a file of `deploy/systemd`.
     fn bring(&self, name: &str) {
         let file = std::fs::read(deploy("systemd").join(name)).unwrap();
-        self.run(&format!("cat > '{name}'"), &file).unwrap();
+        self.run(&format!("cat > 'deploy/systemd/{name}'"), &file)
+            .unwrap();
     }
 
     /// What systemd says of a unit.
@@ -138,6 +134,7 @@ async fn a_node_and_an_agent_are_services_of_systemd() {
     let Some(machine) = Machine::start() else {
         return;
     };
+    machine.sh("mkdir -p deploy/systemd; ln -s /usr/local/bin/regent .");
     for file in [
         "node.toml",
         "regent.service",
@@ -146,7 +143,9 @@ async fn a_node_and_an_agent_are_services_of_systemd() {
     ] {
         machine.bring(file);
     }
-    machine.sh(INSTALL_NODE);
+    machine.sh("for address in 10.0.0.1 10.0.0.2 10.0.0.3; do ip address add $address/32 dev lo; done");
+    machine.sh(&manual("## Install", 0));
+    machine.sh(&manual("### On three machines, with systemd", 0));
     // It runs, and without the other members it does not serve: for systemd it has not started.
     eventually("a node that waits for the others", || async {
         let journal = machine.sh("journalctl --no-pager --unit regent");
@@ -204,7 +203,7 @@ async fn a_node_and_an_agent_are_services_of_systemd() {
     machine.sh("regent cluster status");
 
     // A session that is a process outlives its agent's service, and is found by the next one.
-    machine.sh(INSTALL_AGENT);
+    machine.sh(&manual("### On three machines, with systemd", 1));
     let before = leads_after(&machine, 0).await;
     let created = machine.json("session create demo --wait");
     let program = format!("cut -d ' ' -f 22 /proc/{}/stat", created["metadata"]["pid"]);
