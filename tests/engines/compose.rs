@@ -3,9 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use regent_client::{Client, Trust};
+
 use crate::engine::Engine;
 use crate::harness::{eventually, lacks};
-use crate::image::{self, cluster_folder, deploy, group_of, json, regent, secret, served, sleeper};
+use crate::image::{
+    self, by_tls_only, cluster_folder, deploy, group_of, json, nodes, regent, secret, served, sleeper,
+};
 
 /// A project of docker-compose on an engine of the tests.
 struct Project<'a> {
@@ -69,29 +73,61 @@ async fn compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down() {
     let folder = tempfile::tempdir().unwrap();
     let project = Project {
         engine,
-        cluster: cluster_folder(folder.path()),
+        cluster: cluster_folder(folder.path(), &nodes()),
         name: format!("compose{}", std::process::id()),
     };
     project.compose(&["up", "--detach", "node-1", "node-2", "node-3"]);
-    let nodes = ["node-1", "node-2", "node-3"].map(|node| project.container(node));
-    for node in &nodes {
+    let containers = ["node-1", "node-2", "node-3"].map(|node| project.container(node));
+    for node in &containers {
         served(engine, node, 3).await;
+        by_tls_only(engine, node);
     }
+    from_outside(&project).await;
 
-    agent(engine, &nodes[0], "docker", &project.cluster);
+    agent(engine, &containers[0], "docker", &project.cluster);
     project.compose(&["up", "--detach"]);
-    assert_eq!(nodes[0], project.container("node-1"), "what ran goes on");
-    let session = running(engine, &nodes[1]).await;
+    assert_eq!(containers[0], project.container("node-1"), "what ran goes on");
+    let session = running(engine, &containers[1]).await;
     // A node is lost: the others serve, and the session goes on.
-    engine.docker(&["kill", &nodes[0]]);
-    served(engine, &nodes[1], 2).await;
-    regent(engine, &nodes[1], &["session", "get", &session]).unwrap();
-    engine.docker(&["start", &nodes[0]]);
-    served(engine, &nodes[0], 3).await;
-    ended(engine, &nodes[2], &session).await;
+    engine.docker(&["kill", &containers[0]]);
+    served(engine, &containers[1], 2).await;
+    regent(engine, &containers[1], &["session", "get", &session]).unwrap();
+    engine.docker(&["start", &containers[0]]);
+    served(engine, &containers[0], 3).await;
+    ended(engine, &containers[2], &session).await;
+
+    // New certificates, by the command that made the first ones: the nodes take them up as they run.
+    cluster_folder(folder.path(), &nodes());
+    for node in &containers {
+        engine.docker(&["kill", "--signal", "HUP", node]);
+        eventually("new certificates", || async {
+            let logs = engine.docker_output(&["logs", node]).stderr;
+            String::from_utf8_lossy(&logs)
+                .contains("new certificates are in use")
+                .then_some(())
+        })
+        .await;
+    }
+    from_outside(&project).await;
 
     project.compose(&["down", "--volumes"]);
     assert_eq!(project.left(), "");
+}
+
+/// On the machine, a client that trusts the cluster's CA is served, and one that speaks plain text is refused.
+async fn from_outside(project: &Project<'_>) {
+    let address = project.compose(&["port", "node-1", "8000"]);
+    let trust = Trust {
+        ca: Some(project.cluster.join("ca/ca.pem")),
+        ..Trust::default()
+    };
+    let client = |scheme: &str| {
+        let url = format!("{scheme}://{address}");
+        Client::with_trust([url], Some(image::ADMIN.to_owned()), &trust).unwrap()
+    };
+    client("https").cluster().await.unwrap();
+    let refused = client("http").cluster().await.unwrap_err().to_string();
+    assert!(refused.contains("speaks TLS only"), "{refused}");
 }
 
 /// Registers an agent, and puts its token where its container looks for it.

@@ -1,5 +1,6 @@
 //! The container image, and what the tests of its deployments share.
 
+use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +9,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use crate::engine::Engine;
-use crate::harness::eventually;
+use crate::harness::{REGENT, eventually};
 
 /// The tag that all of `deploy/` names.
 pub(crate) const TAG: &str = "regent:0.1.0";
@@ -48,30 +49,49 @@ pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
 }
 
-/// The cluster's folder: the secrets, and one for each node and the agent, which are the image's user's.
-pub(crate) fn cluster_folder(root: &Path) -> PathBuf {
+/// Makes the cluster's folder by the command of the manual, or new certificates in it; and the agent's, beside those of the
+/// nodes. `nodes` are the values of `--node`.
+pub(crate) fn cluster_folder(root: &Path, nodes: &[String]) -> PathBuf {
     let cluster = root.join("cluster");
-    for folder in ["", "node-1", "node-2", "node-3", "agent"] {
-        let folder = cluster.join(folder);
-        std::fs::create_dir(&folder).unwrap();
-        own(&folder, 0o700);
-        secret(
-            &folder.join("cluster.secret"),
-            "what the nodes of this test share",
-        );
-        secret(&folder.join("admin.token"), ADMIN);
+    let agent = cluster.join("agent");
+    if !cluster.exists() {
+        std::fs::create_dir_all(&agent).unwrap();
+        let token = cluster.join("admin.token");
+        std::fs::write(&token, ADMIN).unwrap();
+        std::fs::set_permissions(&token, Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(&agent, Permissions::from_mode(0o700)).unwrap();
+    }
+    let made = Command::new(REGENT)
+        .args(["cert", "cluster", "--out"])
+        .arg(&cluster)
+        .args(nodes.iter().flat_map(|node| ["--node", node]))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    std::fs::copy(cluster.join("ca/ca.pem"), agent.join("ca.pem")).unwrap();
+    for folder in ["node-1", "node-2", "node-3", "agent"].map(|folder| cluster.join(folder)) {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            own(&entry.unwrap().path());
+        }
+        own(&folder);
     }
     cluster
+}
+
+/// The nodes as compose and the Swarm call them.
+pub(crate) fn nodes() -> Vec<String> {
+    (1..=3).map(|id| format!("{id}=node-{id}")).collect()
 }
 
 /// Writes a secret for the image's user.
 pub(crate) fn secret(file: &Path, text: &str) {
     std::fs::write(file, text).unwrap();
-    own(file, 0o600);
+    std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+    own(file);
 }
 
-fn own(path: &Path, mode: u32) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+fn own(path: &Path) {
     chown(path, Some(USER), Some(USER)).unwrap();
 }
 
@@ -83,9 +103,13 @@ pub(crate) fn group_of(socket: &str) -> String {
 
 /// Runs the binary in a node's container, as its administrator; what it prints, or what it complains of.
 pub(crate) fn regent(engine: &Engine, container: &str, args: &[&str]) -> Result<String, String> {
+    run_with(engine, container, &[], args)
+}
+
+fn run_with(engine: &Engine, container: &str, options: &[&str], args: &[&str]) -> Result<String, String> {
     let token = format!("REGENT_TOKEN={ADMIN}");
-    let all = [&["exec", "-e", &token, container, "regent"], args].concat();
-    let output = engine.docker_output(&all);
+    let exec = ["exec", "-e", &token];
+    let output = engine.docker_output(&[&exec, options, &[container, "regent"], args].concat());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {
         Ok(text(&output.stdout))
@@ -111,6 +135,18 @@ pub(crate) async fn served(engine: &Engine, container: &str, members: usize) -> 
     .await
 }
 
+/// That a node serves by TLS and by nothing else, and says so of all others.
+pub(crate) fn by_tls_only(engine: &Engine, container: &str) {
+    let cluster = json(engine, container, &["cluster", "status"]).unwrap();
+    for member in cluster["members"].as_array().unwrap() {
+        let http = member["http"].as_str().unwrap();
+        assert!(http.starts_with("https://"), "{cluster}");
+    }
+    let plain = ["-e", "REGENT_URL=http://127.0.0.1:8000"];
+    let refused = run_with(engine, container, &plain, &["cluster", "status"]).unwrap_err();
+    assert!(refused.contains("speaks TLS only"), "{refused}");
+}
+
 /// A template whose sessions run until they are told to end.
 pub(crate) fn sleeper(image: &str) -> String {
     serde_json::json!({
@@ -123,6 +159,28 @@ pub(crate) fn sleeper(image: &str) -> String {
     .to_string()
 }
 
+/// Plain text between machines is for who asks for it, and nothing that is shipped does.
+#[test]
+fn nothing_that_is_deployed_asks_for_plain_text() {
+    let mut folders = vec![deploy("")];
+    let mut read = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+            for word in ["plaintext", "http://"] {
+                assert!(!text.contains(word), "{word} in {}", path.display());
+            }
+            read += 1;
+        }
+    }
+    assert!(read > 0, "there is nothing in deploy/");
+}
+
 #[tokio::test]
 async fn the_image_runs_a_node_without_root_and_without_writing_to_itself() {
     let Some(engine) = Engine::shared("the_image_runs_a_node_without_root_and_without_writing_to_itself")
@@ -131,7 +189,7 @@ async fn the_image_runs_a_node_without_root_and_without_writing_to_itself() {
     };
     build(&engine.host);
     let folder = tempfile::tempdir().unwrap();
-    let config = cluster_folder(folder.path()).join("node-1");
+    let config = cluster_folder(folder.path(), &nodes()).join("node-1");
     assert_eq!(
         engine.docker(&["inspect", "--format", "{{.Config.User}}", TAG]),
         "65532:65532"

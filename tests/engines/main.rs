@@ -21,3 +21,4 @@ mod owed;
 mod stack;
 mod stage;
 mod swarm;
+mod units;

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use regent_client::Client;
+use regent_client::{Client, Trust};
 use regent_types::AgentId;
 use regent_types::session::SessionState;
 use serde_json::{Value, json};
@@ -69,6 +69,41 @@ impl Installed {
             json!({ "ip": address, "hostnames": [format!("{name}.regent")] })
         });
         json!(aliases)
+    }
+
+    /// The Service of the clients, and its address.
+    fn api(&self) -> String {
+        let service = self.get("service/regent-api");
+        service["spec"]["clusterIP"].as_str().unwrap().to_owned()
+    }
+
+    /// The secrets of the manual, out of a cluster's folder; or new ones of the same names.
+    fn secrets(&self, cluster: &Path) {
+        let file = |name: &str| cluster.join(name).display().to_string();
+        let from = |name: &str| format!("--from-file={}", file(name));
+        let shared = ["cluster.secret", "admin.token", "ca/ca.pem"].map(from);
+        let mut all = vec![
+            [
+                vec!["generic".to_owned(), "regent-cluster".to_owned()],
+                shared.to_vec(),
+            ]
+            .concat(),
+        ];
+        for (name, node) in NODES.iter().zip(1..) {
+            let file = |kind: &str| file(&format!("node-{node}/node.{kind}"));
+            all.push(vec![
+                "tls".to_owned(),
+                (*name).to_owned(),
+                format!("--cert={}", file("pem")),
+                format!("--key={}", file("key")),
+            ]);
+        }
+        for secret in all {
+            let words: Vec<&str> = secret.iter().map(String::as_str).collect();
+            let create = ["create", "secret"];
+            let shown = self.kubectl(&[&create, &words[..], &["--dry-run=client", "-o", "yaml"]].concat());
+            self.with_input(&["apply", "-f", "-"], &shown);
+        }
     }
 
     /// Waits until all three nodes are ready; their pods' ids, by which a new pod is told from an old one.
@@ -160,27 +195,34 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
     };
     let folder = tempfile::tempdir().unwrap();
     installed.kubectl(&["create", "namespace", "regent"]);
-    installed.kubectl(&[
-        "create",
-        "secret",
-        "generic",
-        "regent-cluster",
-        "--from-literal=cluster.secret=what the nodes of this test share",
-        &format!("--from-literal=admin.token={ADMIN}"),
-    ]);
     overlay(folder.path(), &installed.names());
     installed.kubectl(&["apply", "-k", folder.path().join("over").to_str().unwrap()]);
+    // The pods have waited for their secrets. Without DNS a client out here calls the Service by its address.
+    let hosts = format!("regent-api,{}", installed.api());
+    let nodes: Vec<String> = NODES
+        .iter()
+        .zip(1..)
+        .map(|(name, node)| format!("{node}={name}.regent,{hosts}"))
+        .collect();
+    let cluster = image::cluster_folder(folder.path(), &nodes);
+    installed.secrets(&cluster);
     let before = installed.ready().await;
     let budget = installed.get("poddisruptionbudget/regent");
     assert_eq!(budget["spec"]["maxUnavailable"], 1);
 
     // The agent's pods have waited for their token.
-    let address = installed.get("service/regent-api")["spec"]["clusterIP"].clone();
-    let client = Client::new(
-        [format!("http://{}:8000", address.as_str().unwrap())],
-        Some(ADMIN.to_owned()),
-    )
-    .unwrap();
+    let ca = cluster.join("ca/ca.pem");
+    let trust = Trust {
+        ca: Some(ca.clone()),
+        ..Trust::default()
+    };
+    let client = |scheme: &str| {
+        let url = format!("{scheme}://{}:8000", installed.api());
+        Client::with_trust([url], Some(ADMIN.to_owned()), &trust).unwrap()
+    };
+    let refused = client("http").cluster().await.unwrap_err().to_string();
+    assert!(refused.contains("speaks TLS only"), "{refused}");
+    let client = client("https");
     let id = AgentId::new("k8s").unwrap();
     let register = serde_json::from_value(json!({ "agentId": id, "platform": "kubernetes" })).unwrap();
     client.register_agent(&register).await.unwrap();
@@ -191,6 +233,7 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
         "generic",
         "regent-agent",
         &format!("--from-literal=token={token}"),
+        &format!("--from-file={}", ca.display()),
     ]);
     eventually("three replicas of the agent, one of which leads", || async {
         let agent = client.agent(&id).await.ok()?;
@@ -224,6 +267,22 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
         (&before[0], &before[2]),
         "the others were left alone"
     );
+
+    // New certificates become new secrets, and the nodes take them up as they run. The kubelet brings them within a
+    // minute or so, and at once to a pod that is changed.
+    image::cluster_folder(folder.path(), &nodes);
+    installed.secrets(&cluster);
+    for node in NODES {
+        installed.kubectl(&["annotate", "pod", node, "regent.dev/certificates=new"]);
+        eventually("new certificates", || async {
+            let logs = installed.kubectl(&["logs", node]);
+            logs.contains("new certificates are in use").then_some(())
+        })
+        .await;
+    }
+    assert_eq!(installed.ready().await, after);
+    client.cluster().await.unwrap();
+
     for session in [&session.name, &second.name] {
         client.stop_session(session).await.unwrap();
         eventually("the end of the session", || async {

@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::compose::{agent, ended, running};
 use crate::engine::Engine;
 use crate::harness::eventually;
-use crate::image::{self, cluster_folder, deploy, group_of, json, regent, served};
+use crate::image::{self, by_tls_only, cluster_folder, deploy, group_of, json, nodes, served};
 
-/// As `docker stack deploy` is typed.
-fn deployed(engine: &Engine, cluster: &Path, files: &[&str]) {
+/// As `docker stack deploy` is typed, with these variables beside those that all of it needs.
+fn deployed(engine: &Engine, cluster: &Path, files: &[&str], variables: &[(&str, &str)]) {
     let socket = engine.host.trim_start_matches("unix://");
     let files = files
         .iter()
@@ -25,6 +25,7 @@ fn deployed(engine: &Engine, cluster: &Path, files: &[&str]) {
         .env("DOCKER_SOCKET", socket)
         .env("DOCKER_GROUP", group_of(socket))
         .env("REGENT_CLUSTER", cluster)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -72,7 +73,7 @@ async fn fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed
     };
     image::build(&engine.host);
     let folder = tempfile::tempdir().unwrap();
-    let cluster = cluster_folder(folder.path());
+    let cluster = cluster_folder(folder.path(), &nodes());
     engine.docker(&[
         "swarm",
         "init",
@@ -91,12 +92,15 @@ async fn fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed
             &machine,
         ]);
     }
-    deployed(&engine, &cluster, &["swarm/stack.yaml"]);
+    let first = ["swarm/stack.yaml"];
+    deployed(&engine, &cluster, &first, &[]);
     let node = container(&engine, "node-1").await;
     served(&engine, &node, 3).await;
+    by_tls_only(&engine, &node);
 
     agent(&engine, &node, "swarm", &cluster);
-    deployed(&engine, &cluster, &["swarm/stack.yaml", "swarm/agent.yaml"]);
+    let all = ["swarm/stack.yaml", "swarm/agent.yaml"];
+    deployed(&engine, &cluster, &all, &[]);
     let before = led_after(&engine, &node, 0).await;
     let session = running(&engine, &node).await;
 
@@ -115,6 +119,19 @@ async fn fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed
     engine.docker(&["kill", &container(&engine, "node-2").await]);
     served(&engine, &node, 3).await;
     ended(&engine, &node, &session).await;
-    assert!(regent(&engine, &node, &["cluster", "status"]).is_ok());
+
+    // New certificates of one node: its task is replaced by one that has them, and the others are left alone.
+    let old = container(&engine, "node-2").await;
+    cluster_folder(folder.path(), &nodes()[1..2]);
+    deployed(&engine, &cluster, &all, &[("REGENT_NODE_2_FILES", "2")]);
+    eventually("another task of the node", || async {
+        (container(&engine, "node-2").await != old).then_some(())
+    })
+    .await;
+    served(&engine, &node, 3).await;
+    assert_eq!(container(&engine, "node-1").await, node);
+    let secrets = engine.docker(&["service", "inspect", "regent_node-2"]);
+    assert!(secrets.contains("regent-node-2-key.2"), "{secrets}");
+    by_tls_only(&engine, &node);
     engine.docker(&["stack", "rm", "regent"]);
 }

@@ -375,6 +375,9 @@ impl Prometheus {
                 "scrape_interval" => put(line, "scrape_interval:", "1s"),
                 "evaluation_interval" => put(line, "evaluation_interval:", "1s"),
                 "- targets" => put(line, "targets:", &targets),
+                // `regent dev` is all on one machine, and in plain text.
+                "scheme" => put(line, "scheme:", "http"),
+                "tls_config" => String::new(),
                 _ => line.to_owned(),
             },
         );
