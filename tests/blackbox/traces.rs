@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
-use regent_types::session::{Session, SessionState};
+use regent_types::session::SessionState;
 use regent_types::{CommandId, SessionName};
 use rustix::process::Signal;
 use serde_json::json;
@@ -115,8 +115,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Creates a session as somebody who traces, waits until it runs, and gives it with the command that started it.
-async fn run_session(dev: &Dev) -> (Session, CommandId) {
+/// Creates a session as somebody who traces, waits until it runs, and gives the command that started it.
+async fn run_session(dev: &Dev) -> CommandId {
     let answer = reqwest::Client::new()
         .post(format!("{}/api/v1/sessions", dev.file.nodes[0].http))
         .bearer_auth(&dev.file.admin_token)
@@ -129,14 +129,14 @@ async fn run_session(dev: &Dev) -> (Session, CommandId) {
     let created: serde_json::Value = answer.json().await.unwrap();
     let name = SessionName::new(created["name"].as_str().unwrap()).unwrap();
     let client = dev.client();
-    let session = session_state(&client, &name, SessionState::Running).await;
+    session_state(&client, &name, SessionState::Running).await;
     let commands = client
         .commands(&Default::default(), &Default::default())
         .await
         .unwrap()
         .commands;
     assert_eq!(commands.len(), 1, "the only session has one command");
-    (session, commands[0].id.clone())
+    commands[0].command_id.clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +147,7 @@ async fn a_command_is_followed_from_its_request_to_the_agent_and_back() {
         &["--otlp-endpoint", &endpoint],
         &[("OTEL_BSP_SCHEDULE_DELAY", "100")],
     );
-    let (_, command) = run_session(&dev).await;
+    let command = run_session(&dev).await;
 
     let reported = |what: &str| {
         let mut reports = collector.of("report", &command);
