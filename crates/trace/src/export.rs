@@ -33,7 +33,7 @@ const MAX_ANSWER: usize = 64 * 1024;
 pub enum ExportError {
     /// The machine trusts nobody, and the endpoint is `https`.
     #[error("no traces can be sent to {0}")]
-    Trust(OtlpEndpoint, #[source] regent_tls::Error),
+    Trust(String, #[source] regent_tls::Error),
     /// The HTTP client cannot be made.
     #[error("the HTTP client for traces cannot be made")]
     Client(#[source] reqwest::Error),
@@ -103,7 +103,7 @@ impl Sender {
         } else {
             Trust::none()
         }
-        .map_err(|error| ExportError::Trust(endpoint.clone(), error))?;
+        .map_err(|error| ExportError::Trust(endpoint.to_string(), error))?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(ClientConfig::clone(&tls))
             .timeout(SEND_WITHIN)

@@ -261,7 +261,7 @@ impl Shell {
                 let span = traces::report(&service.node().view().state, &operation);
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), within).await;
-                    end(span, &decided);
+                    mark(&span, &decided);
                     Done::Reported(subject, decided.map(|(_, applied)| applied))
                 };
                 self.work.push(work.boxed());
@@ -281,7 +281,7 @@ impl Shell {
                 let span = traces::dispatch(&service.node().view().state, &id, run, attempt);
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), HAND_WITHIN).await;
-                    end(span, &decided);
+                    mark(&span, &decided);
                     Done::Handed((id, run, attempt, epoch), decided)
                 };
                 self.work.push(work.boxed());
@@ -511,7 +511,7 @@ async fn propose_until(service: &Service, request: Request, within: Duration) ->
 }
 
 /// What is refused was no use, and the trace shall show it.
-fn end(span: Span, decided: &Decided) {
+fn mark(span: &Span, decided: &Decided) {
     match decided {
         Ok((_, Ok(_))) => {}
         Ok((_, Err(rejection))) => span.failed(&rejection.to_string()),
