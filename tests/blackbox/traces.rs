@@ -139,6 +139,53 @@ async fn run_session(dev: &Dev) -> CommandId {
     commands[0].command_id.clone()
 }
 
+/// Stops a session as somebody with this trace, and gives the answer.
+async fn stop(dev: &Dev, session: &SessionName, trace: &str) -> serde_json::Value {
+    let answer = reqwest::Client::new()
+        .delete(format!("{}/api/v1/sessions/{session}", dev.file.nodes[0].http))
+        .bearer_auth(&dev.file.admin_token)
+        .header("traceparent", format!("00-{trace}-{}-01", CALLER.1))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 202);
+    answer.json().await.unwrap()
+}
+
+/// Who asks for what is under way already gets the command of the first, which has one root.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_asked_for_twice_is_made_once() {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let dev = Dev::start_with_env(
+        &["--otlp-endpoint", &endpoint],
+        &[("OTEL_BSP_SCHEDULE_DELAY", "100")],
+    );
+    let start = run_session(&dev).await;
+    let session = dev.client().command(&start).await.unwrap().session_id.unwrap();
+    // The stop is under way until the agent wakes.
+    send(dev.file.agents[0].pid, Signal::STOP);
+    let traces = ["1".repeat(32), "2".repeat(32)];
+    let mut commands = Vec::new();
+    for trace in &traces {
+        commands.push(stop(&dev, &session, trace).await["commandId"].clone());
+    }
+    assert_eq!(commands[0], commands[1]);
+    let command = CommandId::new(commands[0].as_str().unwrap()).unwrap();
+    // Spans of one node come in order.
+    let second = eventually("the second stop", || async {
+        let mut all = collector.all();
+        all.retain(|seen| seen.ids().0 == traces[1] && seen.span.kind() == SpanKind::Server);
+        all.pop()
+    })
+    .await;
+    assert_eq!(second.span.name, "DELETE /api/v1/sessions/{name}");
+    let roots = collector.of("command", &command);
+    assert_eq!(roots.len(), 1);
+    assert_eq!(roots[0].links()[0].0, traces[0]);
+    send(dev.file.agents[0].pid, Signal::CONT);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_is_followed_from_its_request_to_the_agent_and_back() {
     let collector = Collector::default();
