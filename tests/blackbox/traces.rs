@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
+use regent_client::CommandFilter;
 use regent_types::session::SessionState;
 use regent_types::{CommandId, SessionName};
 use rustix::process::Signal;
@@ -112,7 +113,9 @@ fn text(attributes: &[KeyValue], key: &str) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// Creates a session as somebody who traces, waits until it runs, and gives the command that started it.
@@ -130,11 +133,7 @@ async fn run_session(dev: &Dev) -> CommandId {
     let name = SessionName::new(created["name"].as_str().unwrap()).unwrap();
     let client = dev.client();
     session_state(&client, &name, SessionState::Running).await;
-    let commands = client
-        .commands(&Default::default(), &Default::default())
-        .await
-        .unwrap()
-        .commands;
+    let commands = client.all_commands(&CommandFilter::default()).await.unwrap();
     assert_eq!(commands.len(), 1, "the only session has one command");
     commands[0].command_id.clone()
 }
