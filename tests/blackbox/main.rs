@@ -35,6 +35,7 @@ mod steady;
 mod streamspace;
 mod streamspace_faults;
 mod tls;
+mod traces;
 mod transfer;
 mod v2_agent;
 mod wire;

@@ -16,6 +16,7 @@ use futures::{FutureExt, StreamExt};
 use regent_client::backoff::FullJitter;
 use regent_client::clock::boot_ms;
 use regent_client::{Client, Error as ClientError};
+use regent_trace::Span;
 use regent_types::agent::RegisterAgent;
 use regent_types::frame::{CommandFrame, Reason, ReleaseOnDisconnect, ServerFrame};
 use regent_types::{ClusterId, LeaseName, Token};
@@ -539,11 +540,16 @@ impl Service {
 
     fn begin(&mut self, command: Box<CommandFrame>) {
         let (executor, internal) = (self.executor.clone(), self.internal.clone());
+        let span = self.cluster.as_ref().map_or_else(Span::none, |cluster| {
+            regent_trace::execute(cluster, &command.command_id, command.run, &command.action)
+        });
         self.tasks.spawn(async move {
             let key = key_of(&command);
             tracing::info!(command = %key.command, run = key.run, action = command.action, "begun");
             // A panic in a runtime must not leave the session's other commands waiting for ever.
-            let outcome = AssertUnwindSafe(executor.execute(&command)).catch_unwind().await;
+            let outcome = span
+                .around(AssertUnwindSafe(executor.execute(&command)).catch_unwind())
+                .await;
             let outcome = outcome.unwrap_or_else(|_| Outcome::Failed {
                 error: "a fault of the agent itself; its log says more".to_owned(),
                 retryable: true,
@@ -553,9 +559,11 @@ impl Service {
                     tracing::info!(command = %key.command, run = key.run, "completed");
                 }
                 Outcome::Failed { error, retryable } => {
+                    span.failed(error);
                     tracing::warn!(command = %key.command, run = key.run, error, retryable, "failed");
                 }
             }
+            drop(span);
             // Nobody listens only when the agent ends.
             let _ = internal.send(Internal::Finished(command, outcome)).await;
         });

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use regent_trace::OtlpEndpoint;
 use regent_types::duration::Span;
 use regent_types::{AgentId, Cpu, Memory, ReplicaName};
 use serde::{Deserialize, Serialize};
@@ -250,6 +251,10 @@ pub(crate) struct AgentConfig {
     #[arg(long, value_name = "POLICY", help_heading = "Kubernetes")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kubernetes_image_pull_policy: Option<String>,
+    /// Send traces to this collector: the base of its OTLP over HTTP, such as `http://127.0.0.1:4318` [default: off].
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
     /// End, sessions included, when this process ends (`PID:STARTTIME`).
     #[arg(long, hide = true, value_name = "PID:STARTTIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,6 +304,7 @@ impl Settings for AgentConfig {
         "kubernetes-allow-capability",
         "kubernetes-start-within",
         "kubernetes-image-pull-policy",
+        "otlp-endpoint",
     ];
     const LISTS: &'static [&'static str] = &[
         "labels",

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use figment::providers::{Format as _, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
+use regent_trace::OtlpEndpoint;
 use regent_types::NodeId;
 use regent_types::duration::Span;
 use serde::de::DeserializeOwned;
@@ -297,6 +298,10 @@ pub(crate) struct ServerConfig {
     #[arg(long, help_heading = "TLS")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) plaintext: bool,
+    /// Send traces to this collector: the base of its OTLP over HTTP, such as `http://127.0.0.1:4318` [default: off].
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
     /// Part of `regent dev`: leases may be as short as 100 ms.
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -351,6 +356,7 @@ impl Settings for ServerConfig {
         "tls-ca",
         "tls-clients",
         "plaintext",
+        "otlp-endpoint",
     ];
     const LISTS: &'static [&'static str] = &[];
 }

@@ -27,12 +27,14 @@ mod runtimes;
 mod secrets;
 mod server;
 mod supervisor;
+mod traced;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use args::{Args, Command};
+use traced::Traced;
 
 /// The request was refused or failed.
 const FAILED: u8 = 1;
@@ -66,12 +68,16 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Internal { command } => Ok(internal::run(command)),
         Command::Server(flags) => {
             logging::start(args.global.log_format)?;
-            threads()?.block_on(server::run(config::load(config, *flags)?))
+            let config = config::load(config, *flags)?;
+            let traced = Traced::node(&config);
+            threads()?.block_on(traced.around(server::run(config)))
         }
         Command::Agent(noun::agent::Command::Run(mut flags)) => {
             logging::start(args.global.log_format)?;
             flags.take_global(&args.global);
-            threads()?.block_on(agent::run(agent_config::AgentConfig::load(config, *flags)?))
+            let config = agent_config::AgentConfig::load(config, *flags)?;
+            let traced = Traced::agent(&config);
+            threads()?.block_on(traced.around(agent::run(config)))
         }
         Command::Ca(ca) => certificates::make_ca(&ca, args.global.output).map(|()| ExitCode::SUCCESS),
         Command::Cert(command) => certificates::make(command, args.global.output).map(|()| ExitCode::SUCCESS),

@@ -34,6 +34,7 @@ mod reconcile;
 pub mod recovery;
 mod server;
 mod service;
+mod traces;
 mod waiting;
 
 pub use joining::{JoinError, Joining};

@@ -19,7 +19,7 @@ use crate::gateway::Registry;
 use crate::http::Rates;
 use crate::options::Options;
 use crate::waiting::Waiters;
-use crate::{activity, keepalive};
+use crate::{activity, keepalive, traces};
 
 /// How long a request waits for a quorum before it is answered 503 or 504: several elections.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -152,11 +152,18 @@ impl Service {
     /// Writes, and waits until it is applied.
     pub(crate) async fn propose(&self, request: Request) -> Result<Proposed, ServiceError> {
         self.check_level(&request.operation)?;
-        Ok(self
-            .inner
-            .node
-            .propose(&request, Instant::now() + REQUEST_DEADLINE)
-            .await?)
+        let span = regent_trace::propose();
+        let node = &self.inner.node;
+        match node.propose(&request, Instant::now() + REQUEST_DEADLINE).await {
+            Ok(proposed) => {
+                traces::proposed(node, &request.operation, &proposed.applied, &span);
+                Ok(proposed)
+            }
+            Err(error) => {
+                span.failed(&error.to_string());
+                Err(error.into())
+            }
+        }
     }
 
     /// Refuses what some member could not read.

@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use regent_trace::OtlpEndpoint;
 use regent_types::{AgentId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,7 @@ impl Folder {
         nodes: u64,
         http_port: Option<u16>,
         log_store: Option<LogStore>,
+        otlp: Option<&OtlpEndpoint>,
         lifeline: &str,
     ) -> anyhow::Result<DevFile> {
         let mut file = if let Some(file) = self.read()? {
@@ -132,7 +134,7 @@ impl Folder {
             .map(|n| format!("{}={}", n.id, n.peer))
             .collect();
         for node in &mut file.nodes {
-            node.command = self.node_command(node, &members.join(","), log_store, lifeline)?;
+            node.command = self.node_command(node, &members.join(","), log_store, otlp, lifeline)?;
         }
         Ok(file)
     }
@@ -184,6 +186,7 @@ impl Folder {
         node: &NodeProcess,
         members: &str,
         log_store: Option<LogStore>,
+        otlp: Option<&OtlpEndpoint>,
         lifeline: &str,
     ) -> anyhow::Result<Vec<String>> {
         let http = node.http.trim_start_matches("http://");
@@ -221,6 +224,7 @@ impl Folder {
         if let Some(store) = log_store.or_else(|| LogStore::begun_in(&node.data)) {
             command.extend(["--log-store", store.as_str()].map(str::to_owned));
         }
+        command.extend(otlp_flag(otlp));
         Ok(command)
     }
 
@@ -231,9 +235,10 @@ impl Folder {
         servers: &[String],
         token_file: &Path,
         runtime: RuntimeKind,
+        otlp: Option<&OtlpEndpoint>,
         lifeline: &str,
     ) -> anyhow::Result<Vec<String>> {
-        Ok([
+        let mut command = [
             &program()?,
             "agent",
             "run",
@@ -251,7 +256,9 @@ impl Folder {
             lifeline,
         ]
         .map(str::to_owned)
-        .to_vec())
+        .to_vec();
+        command.extend(otlp_flag(otlp));
+        Ok(command)
     }
 
     /// The data folder of a node.
@@ -292,6 +299,12 @@ impl Folder {
     pub(super) fn write(&self, file: &DevFile) -> anyhow::Result<()> {
         secrets::write(&self.path.join("dev.json"), &serde_json::to_string_pretty(file)?)
     }
+}
+
+fn otlp_flag(endpoint: Option<&OtlpEndpoint>) -> Vec<String> {
+    endpoint.map_or_else(Vec::new, |endpoint| {
+        vec!["--otlp-endpoint".to_owned(), endpoint.to_string()]
+    })
 }
 
 fn program() -> anyhow::Result<String> {

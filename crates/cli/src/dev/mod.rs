@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use regent_client::Client;
+use regent_trace::OtlpEndpoint;
 use regent_types::agent::{AgentStatus, Capacity, RegisterAgent};
 use regent_types::{AgentId, NodeId};
 use tokio::time::Instant;
@@ -52,6 +53,10 @@ pub(crate) struct DevArgs {
     /// What keeps the log of each node: `sled` or `segments` [default: as before in this folder, else sled].
     #[arg(long, value_name = "STORE", value_enum, hide_possible_values = true)]
     log_store: Option<LogStore>,
+    /// Nodes and agent send traces to this collector: the base of its OTLP over HTTP, such as `http://127.0.0.1:4318`
+    /// [default: off].
+    #[arg(long, value_name = "URL", env = "REGENT_OTLP_ENDPOINT", hide_env = true)]
+    otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// Runs until Ctrl-C or SIGTERM.
@@ -119,7 +124,13 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
 async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> anyhow::Result<DevFile> {
     let deadline = Instant::now() + READY_WITHIN;
     let lifeline = children.lifeline().to_string();
-    let mut file = folder.plan(args.nodes, args.http_port, args.log_store, &lifeline)?;
+    let mut file = folder.plan(
+        args.nodes,
+        args.http_port,
+        args.log_store,
+        args.otlp_endpoint.as_ref(),
+        &lifeline,
+    )?;
     for node in &mut file.nodes {
         node.pid = children.spawn(
             &format!("node {}", node.id),
@@ -160,7 +171,14 @@ async fn start(args: &DevArgs, folder: &mut Folder, children: &mut Children) -> 
     let mut process = AgentProcess {
         id: agent.clone(),
         pid: 0,
-        command: folder.agent_command(&agent, &servers, &token_file, args.runtime, &lifeline)?,
+        command: folder.agent_command(
+            &agent,
+            &servers,
+            &token_file,
+            args.runtime,
+            args.otlp_endpoint.as_ref(),
+            &lifeline,
+        )?,
     };
     process.pid = children.spawn("the agent", &process.command, &folder.log("agent-dev"))?;
     file.agents.push(process);

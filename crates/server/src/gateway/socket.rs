@@ -16,6 +16,7 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use regent_raft::clocks::boot_ms;
 use regent_state::operation::Campaign;
 use regent_state::{Applied, Caller, Operation, Outcome, Rejection, Request};
+use regent_trace::Span;
 use regent_types::lease::MAX_TTL_MS;
 use regent_types::{
     AgentId, CandidateId, CommandId, Epoch, LeaseName, ReplicaName, Revision, Token, TokenId,
@@ -27,7 +28,7 @@ use super::connection::{Connection, Effect, Identity, Joined};
 use super::registry::{Seat, Signal};
 use crate::keepalive::KeepaliveError;
 use crate::service::{Service, wall_now};
-use crate::waiting;
+use crate::{traces, waiting};
 
 /// Frames that wait to be written to one agent. A round of commands is at most 64.
 const SEND_QUEUE: usize = 256;
@@ -257,8 +258,10 @@ impl Shell {
             }
             Effect::Report { subject, operation } => {
                 let within = service.options().stale_after;
+                let span = traces::report(&service.node().view().state, &operation);
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), within).await;
+                    mark(&span, &decided);
                     Done::Reported(subject, decided.map(|(_, applied)| applied))
                 };
                 self.work.push(work.boxed());
@@ -275,8 +278,10 @@ impl Shell {
                     epoch,
                     attempt,
                 };
+                let span = traces::dispatch(&service.node().view().state, &id, run, attempt);
                 let work = async move {
                     let decided = propose_until(&service, own(&service, operation), HAND_WITHIN).await;
+                    mark(&span, &decided);
                     Done::Handed((id, run, attempt, epoch), decided)
                 };
                 self.work.push(work.boxed());
@@ -502,6 +507,15 @@ async fn propose_until(service: &Service, request: Request, within: Duration) ->
     match service.propose_until(&request, within).await {
         Ok(proposed) => Ok((proposed.revision, proposed.applied)),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What is refused was no use, and the trace shall show it.
+fn mark(span: &Span, decided: &Decided) {
+    match decided {
+        Ok((_, Ok(_))) => {}
+        Ok((_, Err(rejection))) => span.failed(&rejection.to_string()),
+        Err(error) => span.failed(error),
     }
 }
 

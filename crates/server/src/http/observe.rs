@@ -1,4 +1,4 @@
-//! Around every request: its id, its metrics, a net for panics, and the rendering of problems.
+//! Around every request: its id, its metrics, its span, a net for panics, and the rendering of problems.
 //!
 //! Invariant: no error leaves but as a problem document that carries the id of its request. Labels of
 //! metrics are bounded: the matched route, never the path that was asked for.
@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use metrics::{Counter, Gauge, Histogram};
+use regent_trace::Span;
 use regent_types::cluster::{INDEX_HEADER, REQUEST_ID_HEADER};
 use regent_types::{Code, Problem};
 
@@ -37,6 +38,8 @@ pub(super) struct Counted {
     service: Service,
     method: &'static str,
     route: &'static str,
+    /// What probes and scrapes ask every second would drown the rest.
+    traced: bool,
     duration: Histogram,
     in_flight: Gauge,
     /// By status; a route answers with a handful.
@@ -50,6 +53,7 @@ impl Counted {
             service: service.clone(),
             method,
             route,
+            traced: route.starts_with("/api/"),
             duration: metrics::histogram!(DURATION, "method" => method, "route" => route),
             in_flight: metrics::gauge!(IN_FLIGHT),
             answers: RwLock::default(),
@@ -91,14 +95,21 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Goes around every route, those that do not exist included: counts and times, gives the answer its
-/// headers, and its document if it is a problem.
+/// Goes around every route, those that do not exist included: counts, times and traces, gives the answer
+/// its headers, and its document if it is a problem.
 pub(super) async fn observe(State(counted): State<Arc<Counted>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let in_flight = InFlight::begin(&counted.in_flight);
     let id = request_id(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let outcome = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let span = if counted.traced {
+        regent_trace::request(counted.method, counted.route, request.headers())
+    } else {
+        Span::none()
+    };
+    let outcome = span
+        .around(AssertUnwindSafe(next.run(request)).catch_unwind())
+        .await;
     drop(in_flight);
     let path = uri.path();
     let mut response = outcome.unwrap_or_else(|_| {
@@ -129,6 +140,7 @@ pub(super) async fn observe(State(counted): State<Arc<Counted>>, request: Reques
         HeaderValue::from_static("nosniff"),
     );
     counted.answered(response.status(), started);
+    span.answered(response.status().as_u16());
     response
 }
 
