@@ -7,7 +7,7 @@ use std::time::Duration;
 use regent_history::{fencing, forward, lease, register, retry};
 
 use crate::network::Cut;
-use crate::plan::{Nemesis, Plan, Round, Who};
+use crate::plan::{Change, Nemesis, Plan, Round, Who};
 use crate::run::{Outcome, Wish, run};
 use crate::{RECOVERS_WITHIN, alone, can, network};
 
@@ -149,6 +149,7 @@ fn trouble(mut rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Ou
         proxied: false,
         clocks: false,
         log_store: "sled",
+        change: Change::Nothing,
         ..Plan::new(1, Some(3), can())
     };
     let network = network(&plan)?;
@@ -161,6 +162,7 @@ fn trouble(mut rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Ou
         at_least: rounds.len() as u64,
         rounds: Some(rounds),
         fault: None,
+        previous: None,
         recovers_within: RECOVERS_WITHIN,
         until: None,
     };
