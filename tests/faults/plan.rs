@@ -277,10 +277,12 @@ impl Plan {
         // time, for an upgrade meets whatever happens just then.
         let upgrading = matches!(self.change, Change::Programs { .. });
         if upgrading || deck > 0 || random.random_bool(0.25) {
-            let second = if upgrading {
-                Kind::Exchange
-            } else {
-                kinds[random.random_range(0..kinds.len())]
+            let second = match self.change {
+                Change::Programs { .. } => Kind::Exchange,
+                Change::Members if random.random_bool(0.5) => {
+                    [Kind::Join, Kind::Leave, Kind::Replace][random.random_range(0..3)]
+                }
+                Change::Members | Change::Nothing => kinds[random.random_range(0..kinds.len())],
             };
             if first.combines() && second.combines() && second.layer() != first.layer() {
                 faults.push(self.draw(second, &mut random));
