@@ -42,21 +42,37 @@ pub(crate) async fn exchange(cluster: &Cluster, node: usize) -> Result<usize, St
     Ok(node)
 }
 
-/// All that still have the older program are upgraded, one by one, and the level rises.
+/// All that still have the older program are upgraded, one by one, and the level rises with the last of them.
 pub(crate) async fn finish(cluster: &Cluster) -> Result<(), String> {
-    let client = cluster.client(0);
-    let level = async || client.cluster().await.ok().map(|seen| seen.feature_level);
     for node in older(cluster) {
-        if soon("level", level).await? != FIRST_LEVEL {
-            return Err("the feature level has risen while a node had the older program".to_owned());
+        // Only the newer program says a level.
+        let newer = cluster
+            .members()
+            .into_iter()
+            .find(|node| !older(cluster).contains(node));
+        if let Some(newer) = newer {
+            let level = soon("level", || async {
+                Some(cluster.seen_by(newer).await?.feature_level)
+            })
+            .await?;
+            if level != FIRST_LEVEL {
+                return Err(format!(
+                    "the level is {level} while node {} cannot have it",
+                    cluster.name(node)
+                ));
+            }
         }
-        exchange_last(cluster, node).await?;
+        upgrade(cluster, node).await?;
     }
-    soon("feature level of the new program", || async {
-        let seen = client.cluster().await.ok()?;
-        let known = seen.members.iter().all(|member| member.since.is_some());
-        (seen.feature_level > FIRST_LEVEL && known && seen.findings.is_empty()).then_some(())
-    })
+    let client = cluster.client(0);
+    soon(
+        "feature level of the new program, with nothing else to be said",
+        || async {
+            let seen = client.cluster().await.ok()?;
+            let known = seen.members.iter().all(|member| member.since.is_some());
+            (seen.feature_level > FIRST_LEVEL && known && seen.findings.is_empty()).then_some(())
+        },
+    )
     .await?;
     let wanted = CreateToken {
         join: Some("node".to_owned()),
@@ -68,7 +84,7 @@ pub(crate) async fn finish(cluster: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
-async fn exchange_last(cluster: &Cluster, node: usize) -> Result<(), String> {
+async fn upgrade(cluster: &Cluster, node: usize) -> Result<(), String> {
     cluster.stop(&cluster.name(node)).await?;
     cluster.seats.change(node, |seat| seat.program = Program::This);
     cluster.start_node(node);
