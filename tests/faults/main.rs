@@ -1,8 +1,9 @@
 //! Faults, on real processes: nodes on hosts of their own, an agent of three replicas, clients on every node, and
-//! everything that goes wrong in a year within a minute. One seed fixes what is done when (`plan`); what the clients
-//! recorded is judged afterwards (`verdict`) by checkers that know nothing of Regent (the package `regent-history`).
+//! everything that goes wrong in a year within a minute, while members or programs change. One seed fixes what is done
+//! when (`plan`); what the clients recorded is judged afterwards (`verdict`) by checkers that know nothing of Regent (the
+//! package `regent-history`).
 //!
-//! CI runs one short run; `just faults --seconds N --seed S` as long as one likes. `proofs` are the other half: each
+//! CI runs three short runs; `just faults --seconds N --seed S` as long as one likes. `proofs` are the other half: each
 //! breaks a rule on purpose and must see the checker go red that is meant for it.
 
 // All of it is a test. What is measured goes to stderr.

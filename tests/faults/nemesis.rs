@@ -25,7 +25,9 @@ const FLAP_EVERY: Duration = Duration::from_millis(150);
 const SOON: Duration = Duration::from_secs(25);
 /// How long a change of the members may take with everything healed: a node must be well for five seconds before it gets
 /// a vote, and one that is told that it is no member ends in good order.
-const CHANGES_WITHIN: Duration = Duration::from_secs(60);
+const CHANGES_WITHIN: Duration = Duration::from_mins(1);
+/// How long the clients may take to write so much that a node is behind: a loaded machine writes little.
+const BEHIND_WITHIN: Duration = Duration::from_mins(2);
 /// The file that takes all the room of a disk.
 const BALLAST: &str = "ballast";
 
@@ -278,10 +280,14 @@ impl Ongoing {
         let client = self.cluster.client_of(others[0]);
         let index = async || client.index().await.ok().flatten().map(|index| index.0);
         let begun = soon("index", index).await?;
-        soon("log without the entries that the node lacks", || async {
-            let now = index().await?;
-            (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
-        })
+        within(
+            BEHIND_WITHIN,
+            "log without the entries that the node lacks",
+            || async {
+                let now = index().await?;
+                (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
+            },
+        )
         .await
     }
 
@@ -392,8 +398,16 @@ pub(crate) async fn soon<T, F: Future<Output = Option<T>>>(
     what: &str,
     look: impl FnMut() -> F,
 ) -> Result<T, String> {
-    let waited = tokio::time::timeout(SOON, eventually(what, look)).await;
-    waited.map_err(|_| format!("there was no {what} within {SOON:?}"))
+    within(SOON, what, look).await
+}
+
+async fn within<T, F: Future<Output = Option<T>>>(
+    time: Duration,
+    what: &str,
+    look: impl FnMut() -> F,
+) -> Result<T, String> {
+    let waited = tokio::time::timeout(time, eventually(what, look)).await;
+    waited.map_err(|_| format!("there was no {what} within {time:?}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
