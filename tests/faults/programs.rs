@@ -3,6 +3,9 @@
 //!
 //! One keeps the older program until then. Without one the level would rise, and nobody could be put back.
 
+use std::time::Duration;
+
+use regent_types::NodeId;
 use regent_types::auth::CreateToken;
 use regent_types::duration::Span;
 
@@ -16,6 +19,8 @@ pub(crate) const UPGRADED: &str = "nodes upgraded";
 pub(crate) const PUT_BACK: &str = "nodes put back to the previous program";
 pub(crate) const RAISED: &str = "feature levels raised";
 
+/// How long handing the leadership over may take; then it is tried again.
+const TRANSFERRED_WITHIN: Duration = Duration::from_secs(2);
 /// The level at which the cluster begins, with a node that supports no other.
 const FIRST_LEVEL: u32 = 1;
 
@@ -44,20 +49,24 @@ pub(crate) async fn exchange(cluster: &Cluster, node: usize) -> Result<usize, St
 
 /// All that still have the older program are upgraded, one by one, and the level rises with the last of them.
 pub(crate) async fn finish(cluster: &Cluster) -> Result<(), String> {
+    let nodes = older(cluster);
+    let (last, others) = nodes.split_last().ok_or("no node has the older program")?;
+    for node in others {
+        upgrade(cluster, *node).await?;
+    }
+    if let Some(newer) = newer(cluster).last() {
+        put_back_unnoticed(cluster, *newer, *last).await?;
+    }
     for node in older(cluster) {
         // Only the newer program says a level.
-        let newer = cluster
-            .members()
-            .into_iter()
-            .find(|node| !older(cluster).contains(node));
-        if let Some(newer) = newer {
+        if let Some(newer) = newer(cluster).first() {
             let level = soon("level", || async {
-                Some(cluster.seen_by(newer).await?.feature_level)
+                Some(cluster.seen_by(*newer).await?.feature_level)
             })
             .await?;
             if level != FIRST_LEVEL {
                 return Err(format!(
-                    "the level is {level} while node {} cannot have it",
+                    "the level is {level} while {} cannot have it",
                     cluster.name(node)
                 ));
             }
@@ -84,6 +93,44 @@ pub(crate) async fn finish(cluster: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
+/// While one is away the last one is upgraded; then the first comes back with the older program. What it said of itself
+/// before must not count.
+async fn put_back_unnoticed(cluster: &Cluster, away: usize, last: usize) -> Result<(), String> {
+    cluster.stop(&cluster.name(away)).await?;
+    cluster
+        .seats
+        .change(away, |seat| seat.program = Program::Previous);
+    upgrade(cluster, last).await?;
+    let id = cluster.id(last);
+    let all = newer(cluster);
+    soon("word of the program that the upgraded node has", || async {
+        for node in &all {
+            let seen = cluster.seen_by(*node).await?;
+            let member = seen.members.iter().find(|member| Some(member.id.0) == id)?;
+            member.version.as_ref()?;
+        }
+        Some(())
+    })
+    .await?;
+    // One leads that has heard it before.
+    if let Some(stayed) = all.iter().find(|node| **node != last) {
+        let id = cluster.id(*stayed).map(NodeId);
+        soon("leader that has stayed", || async {
+            let client = cluster.client_of(*stayed).with_deadline(TRANSFERRED_WITHIN);
+            let _ = client.transfer(id).await;
+            (cluster.leader().await == Some(*stayed)).then_some(())
+        })
+        .await?;
+    }
+    cluster.start_node(away);
+    cluster.has_changed(PUT_BACK);
+    let client = cluster.client_of(away);
+    let back = soon("node that serves with the older program", || async {
+        client.readyz().await.ok()
+    });
+    back.await.map_err(|why| format!("{why}: {}", cluster.name(away)))
+}
+
 async fn upgrade(cluster: &Cluster, node: usize) -> Result<(), String> {
     cluster.stop(&cluster.name(node)).await?;
     cluster.seats.change(node, |seat| seat.program = Program::This);
@@ -98,8 +145,17 @@ async fn upgrade(cluster: &Cluster, node: usize) -> Result<(), String> {
 
 /// The nodes that have the older program.
 fn older(cluster: &Cluster) -> Vec<usize> {
+    of(cluster, Program::Previous)
+}
+
+/// The nodes that have the newer program.
+fn newer(cluster: &Cluster) -> Vec<usize> {
+    of(cluster, Program::This)
+}
+
+fn of(cluster: &Cluster, program: Program) -> Vec<usize> {
     let mut nodes = cluster.members();
-    let is_older = |seat: crate::seats::Seat| seat.program == Program::Previous;
-    nodes.retain(|node| cluster.seats.at(*node).is_some_and(is_older));
+    let is_of = |seat: crate::seats::Seat| seat.program == program;
+    nodes.retain(|node| cluster.seats.at(*node).is_some_and(is_of));
     nodes
 }

@@ -20,7 +20,7 @@ use crate::workload::reports::{self, Reports};
 use crate::workload::sessions::Sessions;
 use crate::workload::watches::Watches;
 use crate::workload::{Run, ended};
-use crate::{programs, resources, verdict};
+use crate::{members, programs, resources, verdict};
 
 /// The name in [`Violation::checker`] for a cluster that is not well again in time.
 pub(crate) const RECOVERY: &str = "recovery";
@@ -119,6 +119,12 @@ pub(crate) fn run(network: Network, wish: Wish) -> Outcome {
 async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     eprintln!("seed {}: {:?}", wish.plan.seed, wish.plan);
     cluster.led().await;
+    if wish.plan.change == Change::Members {
+        // A moment after the first start; a cluster that has lost a founder before cannot replace it.
+        members::agreed(&cluster)
+            .await
+            .expect("a cluster with nothing in its way");
+    }
     cluster.start_agent().await;
     let run = Run::new(cluster.clone());
     let records = Records {
@@ -175,6 +181,8 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         violations.extend(verdict::so_far(&records));
     } else if wish.until.is_none() {
         violations.extend(ended_by_themselves(&cluster));
+        let agreed = members::agreed(&cluster).await;
+        violations.extend(agreed.map_err(|what| Violation::new(RECOVERY, what)).err());
         settle(&cluster, &records, &mut violations).await;
         violations.extend(verdict::at_the_end(&cluster, &records).await);
         let mut before = before;
