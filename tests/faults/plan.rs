@@ -240,7 +240,7 @@ impl Plan {
             },
             proxied: random.random_bool(0.5),
             clocks: random.random_bool(0.5) && can.faketime,
-            change: if random.random_bool(0.3) {
+            change: if random.random_bool(1.0 / 3.0) {
                 Self::programs(seed, nodes)
             } else {
                 Change::Members
@@ -326,7 +326,7 @@ impl Plan {
             if random.random_bool(0.5) {
                 Who::Leader
             } else {
-                Who::Node(random.random_range(0..self.nodes))
+                Who::Node(random.random_range(0..self.seats()))
             }
         };
         match kind {
@@ -358,7 +358,7 @@ impl Plan {
                 let seconds = minutes * 60 * if random.random_bool(0.5) { 1 } else { -1 };
                 Nemesis::ClockJump(who(random), seconds)
             }
-            Kind::Behind => Nemesis::Behind(Who::Node(random.random_range(0..self.nodes))),
+            Kind::Behind => Nemesis::Behind(Who::Node(random.random_range(0..self.seats()))),
             Kind::KillAgent => Nemesis::KillAgent,
             Kind::FreezeAgent => Nemesis::FreezeAgent,
             Kind::RestartAgent => Nemesis::RestartAgent,
