@@ -13,7 +13,8 @@ fix:
 elections ROUNDS="20":
     REGENT_ROUNDS={{ROUNDS}} cargo test --locked --test elections -- --nocapture
 
-# Faults on real processes, by a seed, and what the checkers say: --seconds N --seed S --nodes N (docs/testing.md).
+# Faults on real processes, by a seed, and what the checkers say: --seconds N --seed S --nodes N
+# --changing members|programs (docs/testing.md).
 faults *ARGS:
     REGENT_TEST_FAULTS="{{ARGS}}" cargo test --locked --test faults long -- --ignored --nocapture
 

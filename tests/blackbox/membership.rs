@@ -258,6 +258,10 @@ async fn a_member_that_the_quorum_needs_stays() {
         "{:?}",
         cluster.findings
     );
+    // When it comes back it is told, and ends, though it never served.
+    dev.restart_node(dead);
+    let (name, pid) = (format!("node-{dead}"), dev.file.nodes[dead].pid);
+    ended(&dev, &name, pid, "is not a member").await;
     let (code, text, _) = dev.cli(&["cluster", "status"]);
     assert_eq!(code, 0);
     assert!(text.contains("! with two voters"), "{text}");

@@ -1,5 +1,5 @@
 //! The cluster under test: nodes, each on a host of its own, and an agent of three replicas on another; the clients
-//! are on a third kind of host, which is where this process runs its part of the work.
+//! are on a third kind of host, which is where this process runs its part of the work. Nodes come and go (`seats`).
 //!
 //! Everything is in one folder, which is kept when a check fails. A node that ends although nobody ended it is
 //! noticed: that is a fault too.
@@ -20,8 +20,9 @@ use serde_json::json;
 
 use crate::harness::{REGENT, eventually, lifeline, processes_naming, restrict, send};
 use crate::network::Network;
-use crate::plan::Plan;
+use crate::plan::{Change, Plan};
 use crate::proxy::{Lateness, Proxy};
+use crate::seats::{Program, Seat, Seats};
 use crate::workload::sessions::{HOST_LOST, effects_file};
 
 pub(crate) const AGENT: &str = "faults";
@@ -64,45 +65,49 @@ pub(crate) struct Cluster {
     pub(crate) plan: Plan,
     /// How late the proxies are, when there are any.
     pub(crate) lateness: Lateness,
+    pub(crate) seats: Seats,
     folder: PathBuf,
     fault: Option<&'static str>,
+    /// The program of the commit before, where nodes run it.
+    previous: Option<PathBuf>,
     processes: Mutex<BTreeMap<String, Process>>,
     proxies: Vec<Proxy>,
-    mounts: Vec<PathBuf>,
+    mounts: Mutex<Vec<PathBuf>>,
+    /// How often each kind of change was made.
+    changes: Mutex<BTreeMap<&'static str, usize>>,
 }
 
 impl Cluster {
-    /// Everything, in a folder; `fault` is seeded in the nodes.
+    /// Everything, in a folder; `fault` is seeded in the nodes, and some may run the previous program.
     pub(crate) fn start(
         network: Network,
         folder: &Path,
         plan: Plan,
         fault: Option<&'static str>,
+        previous: Option<PathBuf>,
     ) -> Arc<Self> {
         for (name, secret) in [("cluster.secret", SECRET), ("admin.token", ADMIN_TOKEN)] {
             std::fs::write(folder.join(name), secret).unwrap();
             restrict(&folder.join(name));
         }
+        let mut founders = vec![Program::This; plan.nodes];
+        if let Change::Programs { new } = plan.change {
+            founders[new..].fill(Program::Previous);
+        }
         let mut cluster = Self {
             network,
             lateness: Lateness::default(),
+            seats: Seats::new(&founders, plan.seats()),
             folder: folder.to_owned(),
             fault,
+            previous,
             processes: Mutex::default(),
             proxies: Vec::new(),
-            mounts: Vec::new(),
+            mounts: Mutex::default(),
+            changes: Mutex::default(),
             plan,
         };
-        for node in 0..cluster.plan.nodes {
-            let data = cluster.data(node);
-            std::fs::create_dir_all(&data).unwrap();
-            let mounted = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", ROOM, "tmpfs"])
-                .arg(&data)
-                .status()
-                .unwrap();
-            assert!(mounted.success(), "a small file system for a node");
-            cluster.mounts.push(data);
+        for node in 0..cluster.plan.seats() {
             if cluster.plan.clocks {
                 cluster.move_clock(node, 0);
             }
@@ -112,19 +117,78 @@ impl Cluster {
                 cluster.proxies.push(proxy);
             }
         }
-        for node in 0..cluster.plan.nodes {
+        for node in cluster.seats.taken() {
+            cluster.make_disk(node);
             cluster.start_node(node);
         }
         Arc::new(cluster)
     }
+
+    /// The host of the clients of a plan.
+    pub(crate) fn clients(plan: &Plan) -> usize {
+        plan.seats()
+    }
+
     /// The host of the agent.
     pub(crate) fn agents(&self) -> usize {
-        self.plan.nodes + 1
+        self.plan.seats() + 1
     }
 
     /// Hosts that a cluster of this plan needs: the nodes', the clients', the agent's.
     pub(crate) fn hosts(plan: &Plan) -> usize {
-        plan.nodes + 2
+        plan.seats() + 2
+    }
+
+    /// A small file system for the data of a node.
+    pub(crate) fn make_disk(&self, node: usize) {
+        let data = self.data(node);
+        std::fs::create_dir_all(&data).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", ROOM, "tmpfs"])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "a small file system for a node");
+        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        mounts.push(data);
+    }
+
+    /// The members that stay, by their hosts.
+    pub(crate) fn members(&self) -> Vec<usize> {
+        self.seats.members()
+    }
+
+    /// The process of the node on a host; nobody's, where there is none.
+    pub(crate) fn name(&self, node: usize) -> String {
+        match self.seats.at(node) {
+            Some(seat) => node_name(seat.id),
+            None => format!("nobody on host {node}"),
+        }
+    }
+
+    /// What a process has written so far.
+    pub(crate) fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// The id of the node on a host.
+    pub(crate) fn id(&self, node: usize) -> Option<u64> {
+        self.seats.at(node).map(|seat| seat.id)
+    }
+
+    /// From now on such a change must have been made at the end.
+    pub(crate) fn is_to_change(&self, what: &'static str) {
+        self.changes().entry(what).or_default();
+    }
+
+    /// One more was made.
+    pub(crate) fn has_changed(&self, what: &'static str) {
+        *self.changes().entry(what).or_default() += 1;
+    }
+
+    /// How often each kind of change was made.
+    pub(crate) fn changes(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -132,7 +196,7 @@ impl Cluster {
     }
 
     pub(crate) fn data(&self, node: usize) -> PathBuf {
-        self.folder.join(format!("node-{}", node + 1))
+        self.folder.join(self.name(node))
     }
 
     fn peer(&self, node: usize) -> String {
@@ -152,7 +216,7 @@ impl Cluster {
 
     /// An admin's client of all nodes, that begins with this one.
     pub(crate) fn client(&self, first: usize) -> Client {
-        let nodes = self.plan.nodes;
+        let nodes = self.plan.seats();
         let urls = (0..nodes).map(|node| self.url((first + node) % nodes));
         Client::new(urls, Some(ADMIN_TOKEN.to_owned())).unwrap()
     }
@@ -170,9 +234,10 @@ impl Cluster {
 
     /// Which node leads as most see it; `None` while they disagree or nobody does.
     pub(crate) async fn leader(&self) -> Option<usize> {
-        let seen = futures::future::join_all((0..self.plan.nodes).map(|node| self.seen_by(node))).await;
+        let asked = self.seats.taken().into_iter().map(|node| self.seen_by(node));
+        let seen = futures::future::join_all(asked).await;
         let newest = seen.iter().flatten().max_by_key(|seen| seen.term)?;
-        Some(usize::try_from(newest.leader?.0).unwrap() - 1)
+        self.seats.host_of(newest.leader?.0)
     }
 
     /// Waits for one that leads.
@@ -207,30 +272,46 @@ impl Cluster {
         REPLICAS.iter().position(|name| *name == leader.name.as_str())
     }
 
+    /// Starts the node that has its seat there, by the program that it is to run.
     pub(crate) fn start_node(&self, node: usize) {
-        let members: Vec<String> = (0..self.plan.nodes)
-            .map(|node| format!("{}={}", node + 1, self.peer(node)))
-            .collect();
+        let seat = self.seats.at(node).expect("a node has its seat there");
+        let program = match seat.program {
+            Program::This => Path::new(REGENT),
+            Program::Previous => self.previous.as_deref().expect("a plan with it has it"),
+        };
         let listen = if self.plan.proxied {
             BEHIND_THE_PROXY.to_string()
         } else {
             self.peer(node)
         };
-        let mut server = Command::new(REGENT);
+        let mut server = Command::new(program);
         server
-            .args(["server", "--node-id", &(node + 1).to_string()])
+            .args(["server", "--node-id", &seat.id.to_string()])
             .args(["--http", &format!("{}:8000", self.network.address(node))])
             .args(["--peer", &listen, "--advertise-peer", &self.peer(node)])
-            .args(["--members", &members.join(","), "--lifeline", &lifeline()])
-            // Network namespaces of this test, on one machine.
-            .args(["--plaintext", "--log-store", self.plan.log_store])
+            .args(["--lifeline", &lifeline(), "--log-store", self.plan.log_store])
             .args(["--snapshot-every", &SNAPSHOT_EVERY.to_string()])
             .args(["--heartbeat", "1s", "--stale-after", "4s", "--data"])
-            .arg(self.data(node))
-            .arg("--cluster-secret-file")
-            .arg(self.folder.join("cluster.secret"))
-            .arg("--bootstrap-token-file")
-            .arg(self.folder.join("admin.token"));
+            .arg(self.data(node));
+        if seat.program == Program::This {
+            // Network namespaces of this test, on one machine. The previous program knows nothing else.
+            server.arg("--plaintext");
+        }
+        if seat.founder {
+            let members = (0..self.plan.nodes).map(|node| format!("{}={}", node + 1, self.peer(node)));
+            server
+                .args(["--members", &members.collect::<Vec<_>>().join(",")])
+                .arg("--cluster-secret-file")
+                .arg(self.folder.join("cluster.secret"))
+                .arg("--bootstrap-token-file")
+                .arg(self.folder.join("admin.token"));
+        } else {
+            let others = self.seats.taken().into_iter().filter(|other| *other != node);
+            let others: Vec<String> = others.map(|other| self.url(other)).collect();
+            server
+                .args(["--join", &others.join(","), "--join-token-file"])
+                .arg(self.join_token(seat));
+        }
         if let Some(fault) = self.fault {
             server.env("REGENT_TEST_FAULT", fault);
         }
@@ -241,11 +322,16 @@ impl Cluster {
                 .env("FAKETIME_CACHE_DURATION", "1")
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
-        self.spawn(&node_name(node), node, &server);
+        self.spawn(&node_name(seat.id), node, &server);
+    }
+
+    /// Where the join token of a node is.
+    pub(crate) fn join_token(&self, seat: Seat) -> PathBuf {
+        self.folder.join(format!("join-{}.token", seat.id))
     }
 
     pub(crate) fn start_replica(&self, replica: usize) {
-        let servers: Vec<String> = (0..self.plan.nodes).map(|node| self.url(node)).collect();
+        let servers: Vec<String> = (0..self.plan.seats()).map(|node| self.url(node)).collect();
         let mut agent = Command::new(REGENT);
         agent
             .args([
@@ -298,6 +384,14 @@ impl Cluster {
             .try_wait()
             .is_ok_and(|ended| ended.is_none())
             .then(|| child.id())
+    }
+
+    /// Whether a process is to run: those of nodes that were taken out are not.
+    pub(crate) fn is_to_run(&self, name: &str) -> bool {
+        let processes = self.processes();
+        processes
+            .get(name)
+            .is_some_and(|process| process.expected == Expected::Running)
     }
 
     /// From now on it may end by itself.
@@ -395,10 +489,11 @@ impl Cluster {
     /// Starts what does not run, and gives what has ended although nobody ended it.
     pub(crate) fn start_missing(&self) -> Vec<String> {
         let mut unexpected = Vec::new();
-        let all: Vec<(String, Box<dyn Fn() + '_>)> = (0..self.plan.nodes)
+        let nodes = self.members().into_iter();
+        let all: Vec<(String, Box<dyn Fn() + '_>)> = nodes
             .map(|node| {
                 (
-                    node_name(node),
+                    self.name(node),
                     Box::new(move || self.start_node(node)) as Box<dyn Fn()>,
                 )
             })
@@ -445,7 +540,7 @@ impl Cluster {
             self.signal(&name, Signal::CONT);
             self.kill(&name);
         }
-        for mount in &self.mounts {
+        for mount in self.mounts.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             if keep {
                 let _ = Command::new("cp")
                     .arg("-r")
@@ -462,8 +557,9 @@ impl Cluster {
 const BEHIND_THE_PROXY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7_001);
 
-pub(crate) fn node_name(node: usize) -> String {
-    format!("node-{}", node + 1)
+/// A node's process, log and data, by its id.
+pub(crate) fn node_name(id: u64) -> String {
+    format!("node-{id}")
 }
 
 pub(crate) fn replica_name(replica: usize) -> String {

@@ -12,16 +12,22 @@ use regent_types::NodeId;
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 
-use crate::cluster::{Cluster, REPLICAS, SNAPSHOT_EVERY, node_name, replica_name};
+use crate::cluster::{Cluster, REPLICAS, SNAPSHOT_EVERY, replica_name};
 use crate::harness::eventually;
 use crate::network::Cut;
 use crate::plan::{Nemesis, Who};
 use crate::strace::Tracer;
+use crate::{members, programs};
 
 /// How often a flapping link changes.
 const FLAP_EVERY: Duration = Duration::from_millis(150);
 /// How long something may take that takes a moment.
 const SOON: Duration = Duration::from_secs(25);
+/// How long a change of the members may take with everything healed: a node must be well for five seconds before it gets
+/// a vote, and one that is told that it is no member ends in good order.
+const CHANGES_WITHIN: Duration = Duration::from_mins(1);
+/// How long the clients may take to write so much that a node is behind: a loaded machine writes little.
+const BEHIND_WITHIN: Duration = Duration::from_mins(2);
 /// The file that takes all the room of a disk.
 const BALLAST: &str = "ballast";
 
@@ -34,6 +40,8 @@ pub(crate) struct Ongoing {
     replica: Option<usize>,
     tracers: Vec<Tracer>,
     task: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    /// Members come and go.
+    change: Option<JoinHandle<Result<(), String>>>,
 }
 
 impl Ongoing {
@@ -45,25 +53,36 @@ impl Ongoing {
             replica: None,
             tracers: Vec::new(),
             task: None,
+            change: None,
             what: what.clone(),
         };
         ongoing.inject(&what).await?;
         eprintln!(
             "    {what}: nodes {:?}, replica {:?}",
-            ongoing.nodes, ongoing.replica
+            ongoing.names(),
+            ongoing.replica
         );
         Ok(ongoing)
     }
 
+    /// The ids of the nodes that it is about.
+    fn names(&self) -> Vec<u64> {
+        let nodes = self.nodes.iter();
+        nodes.filter_map(|node| self.cluster.id(*node)).collect()
+    }
+
     async fn resolve(&self, who: Who) -> usize {
-        match who {
+        let members = self.cluster.members();
+        let leader = async || {
+            let leader = self.cluster.leader().await;
+            leader.and_then(|leader| members.iter().position(|member| *member == leader))
+        };
+        let at = match who {
             Who::Node(node) => node,
-            Who::Leader => self.cluster.leader().await.unwrap_or(0),
-            Who::Follower => {
-                let leader = self.cluster.leader().await.unwrap_or(0);
-                (leader + 1) % self.cluster.plan.nodes
-            }
-        }
+            Who::Leader => leader().await.unwrap_or(0),
+            Who::Follower => leader().await.unwrap_or(0) + 1,
+        };
+        members[at % members.len()]
     }
 
     async fn resolve_all(&self, who: &[Who]) -> Vec<usize> {
@@ -77,9 +96,15 @@ impl Ongoing {
     }
 
     fn others(&self, than: &[usize]) -> Vec<usize> {
-        (0..self.cluster.plan.nodes)
-            .filter(|node| !than.contains(node))
-            .collect()
+        let mut others = self.cluster.members();
+        others.retain(|node| !than.contains(node));
+        others
+    }
+
+    /// The hosts of others, of those too that may come meanwhile.
+    fn other_hosts(&self, than: &[usize]) -> Vec<usize> {
+        let hosts = 0..self.cluster.plan.seats();
+        hosts.filter(|host| !than.contains(host)).collect()
     }
 
     async fn inject(&mut self, what: &Nemesis) -> Result<(), String> {
@@ -87,31 +112,33 @@ impl Ongoing {
         match what {
             Nemesis::Kill(who) => {
                 self.nodes = self.resolve_all(who).await;
-                self.nodes.iter().for_each(|node| cluster.kill(&node_name(*node)));
+                self.nodes
+                    .iter()
+                    .for_each(|node| cluster.kill(&cluster.name(*node)));
             }
             Nemesis::KillAll => {
                 self.nodes = self.others(&[]);
                 // All at the same moment: none may make up for another.
                 for signal in [Signal::STOP, Signal::KILL] {
                     self.nodes.iter().for_each(|node| {
-                        cluster.may_end(&node_name(*node));
-                        cluster.signal(&node_name(*node), signal);
+                        cluster.may_end(&cluster.name(*node));
+                        cluster.signal(&cluster.name(*node), signal);
                     });
                 }
             }
             Nemesis::Freeze(who) => {
                 self.nodes = self.resolve_all(who).await;
                 for node in &self.nodes {
-                    cluster.signal(&node_name(*node), Signal::STOP);
+                    cluster.signal(&cluster.name(*node), Signal::STOP);
                 }
             }
             Nemesis::Restart(who) => {
                 self.nodes = vec![self.resolve(*who).await];
-                cluster.stop(&node_name(self.nodes[0])).await?;
+                cluster.stop(&cluster.name(self.nodes[0])).await?;
             }
             Nemesis::RollingRestart => {
-                for node in 0..cluster.plan.nodes {
-                    cluster.stop(&node_name(node)).await?;
+                for node in cluster.members() {
+                    cluster.stop(&cluster.name(node)).await?;
                     cluster.start_node(node);
                     let client = cluster.client_of(node);
                     soon("node that serves again", || async { client.readyz().await.ok() }).await?;
@@ -128,16 +155,17 @@ impl Ongoing {
                             None
                         } else {
                             let back = *lock(&leader);
-                            back.map(|node| NodeId(u64::try_from(node).unwrap() + 1))
+                            back.and_then(|node| cluster.id(node)).map(NodeId)
                         };
-                        let client = cluster.client(turn % cluster.plan.nodes);
+                        let members = cluster.members();
+                        let client = cluster.client(members[turn % members.len()]);
                         let _ = client.with_deadline(Duration::from_secs(1)).transfer(to).await;
                     }
                 });
             }
             Nemesis::Partition(who) => {
                 self.nodes = self.resolve_all(who).await;
-                let others = self.others(&self.nodes);
+                let others = self.other_hosts(&self.nodes);
                 for node in &self.nodes {
                     cluster.network.cut(*node, &others, Cut::Both);
                 }
@@ -146,20 +174,20 @@ impl Ongoing {
                 self.nodes = vec![self.resolve(*who).await];
                 cluster
                     .network
-                    .cut(self.nodes[0], &self.others(&self.nodes), *cut);
+                    .cut(self.nodes[0], &self.other_hosts(&self.nodes), *cut);
             }
             Nemesis::Bridge(who) => {
                 let middle = self.resolve(*who).await;
-                self.nodes = self.others(&[middle]);
+                self.nodes = self.other_hosts(&[middle]);
                 for node in &self.nodes {
                     cluster
                         .network
-                        .cut(*node, &self.others(&[middle, *node]), Cut::Both);
+                        .cut(*node, &self.other_hosts(&[middle, *node]), Cut::Both);
                 }
             }
             Nemesis::Flap(who) => {
                 self.nodes = vec![self.resolve(*who).await];
-                let (node, others) = (self.nodes[0], self.others(&self.nodes));
+                let (node, others) = (self.nodes[0], self.other_hosts(&self.nodes));
                 self.keep_on(FLAP_EVERY, move |turn| {
                     if turn % 2 == 0 {
                         cluster.network.cut(node, &others, Cut::Both);
@@ -176,12 +204,12 @@ impl Ongoing {
             }
             Nemesis::FailingSync(who) => {
                 self.nodes = vec![self.resolve(*who).await];
-                cluster.may_end(&node_name(self.nodes[0]));
+                cluster.may_end(&cluster.name(self.nodes[0]));
                 self.trace("error=EIO")?;
             }
             Nemesis::FullDisk(who) => {
                 self.nodes = vec![self.resolve(*who).await];
-                cluster.may_end(&node_name(self.nodes[0]));
+                cluster.may_end(&cluster.name(self.nodes[0]));
                 fill(&cluster.data(self.nodes[0]).join(BALLAST));
             }
             Nemesis::ClockJump(who, by) => {
@@ -190,7 +218,7 @@ impl Ongoing {
             }
             Nemesis::Behind(who) => {
                 self.nodes = vec![self.resolve(*who).await];
-                cluster.kill(&node_name(self.nodes[0]));
+                cluster.kill(&cluster.name(self.nodes[0]));
                 self.until_it_is_behind().await?;
             }
             Nemesis::KillAgent => {
@@ -210,6 +238,29 @@ impl Ongoing {
                 cluster.network.cut(cluster.agents(), &self.nodes, Cut::Both);
             }
             Nemesis::LoseHost => cluster.lose_agents_host()?,
+            Nemesis::Join => {
+                cluster.is_to_change(members::JOINED);
+                self.change = Some(tokio::spawn(async move { members::join(&cluster).await }));
+            }
+            Nemesis::Leave(who) => {
+                cluster.is_to_change(members::LEFT);
+                let node = self.resolve(*who).await;
+                self.nodes = vec![node];
+                self.change = Some(tokio::spawn(async move { members::leave(&cluster, node).await }));
+            }
+            Nemesis::Replace(who) => {
+                cluster.is_to_change(members::LOST);
+                let node = self.resolve(*who).await;
+                self.nodes = vec![node];
+                self.change = Some(tokio::spawn(
+                    async move { members::replace(&cluster, node).await },
+                ));
+            }
+            Nemesis::Exchange(who) => {
+                cluster.is_to_change(programs::EXCHANGED);
+                let node = self.resolve(*who).await;
+                self.nodes = vec![programs::exchange(&cluster, node).await?];
+            }
         }
         Ok(())
     }
@@ -229,15 +280,19 @@ impl Ongoing {
         let client = self.cluster.client_of(others[0]);
         let index = async || client.index().await.ok().flatten().map(|index| index.0);
         let begun = soon("index", index).await?;
-        soon("log without the entries that the node lacks", || async {
-            let now = index().await?;
-            (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
-        })
+        within(
+            BEHIND_WITHIN,
+            "log without the entries that the node lacks",
+            || async {
+                let now = index().await?;
+                (now >= begun + 3 * SNAPSHOT_EVERY).then_some(())
+            },
+        )
         .await
     }
 
     fn trace(&mut self, inject: &str) -> Result<(), String> {
-        let name = node_name(self.nodes[0]);
+        let name = self.cluster.name(self.nodes[0]);
         let pid = self
             .cluster
             .pid(&name)
@@ -269,7 +324,7 @@ impl Ongoing {
     }
 
     /// Ends it. What was killed is started by whoever ends the round.
-    pub(crate) async fn heal(mut self) -> Result<(), String> {
+    pub(crate) async fn heal(&mut self) -> Result<(), String> {
         if let Some((stop, task)) = self.task.take() {
             stop.store(true, Ordering::Relaxed);
             let _ = task.await;
@@ -279,7 +334,7 @@ impl Ongoing {
         match &self.what {
             Nemesis::Freeze(_) => {
                 for node in &self.nodes {
-                    cluster.signal(&node_name(*node), Signal::CONT);
+                    cluster.signal(&cluster.name(*node), Signal::CONT);
                 }
             }
             Nemesis::FreezeAgent => {
@@ -305,15 +360,36 @@ impl Ongoing {
             | Nemesis::Behind(_)
             | Nemesis::KillAgent
             | Nemesis::RestartAgent
-            | Nemesis::LoseHost => {}
+            | Nemesis::LoseHost
+            | Nemesis::Join
+            | Nemesis::Leave(_)
+            | Nemesis::Replace(_)
+            | Nemesis::Exchange(_) => {}
         }
         Ok(())
+    }
+
+    /// Waits for a change of the members. With everything healed nothing is in its way, and all must agree on what it led
+    /// to.
+    pub(crate) async fn finish(&mut self) -> Result<(), String> {
+        let Some(mut change) = self.change.take() else {
+            return Ok(());
+        };
+        let what = &self.what;
+        let Ok(changed) = tokio::time::timeout(CHANGES_WITHIN, &mut change).await else {
+            change.abort();
+            return Err(format!(
+                "{what} was not done {CHANGES_WITHIN:?} after everything was healed"
+            ));
+        };
+        changed.map_err(|panic| format!("{what}: {panic}"))??;
+        members::agreed(&self.cluster).await
     }
 
     /// A node whose disk has failed ends by itself, unless nothing was written meanwhile. Whether it is still at it is
     /// not for this test to guess: it is ended, so that the next round begins with a node that is well.
     async fn end_what_failed(&self) -> Result<(), String> {
-        self.cluster.stop(&node_name(self.nodes[0])).await
+        self.cluster.stop(&self.cluster.name(self.nodes[0])).await
     }
 }
 
@@ -322,8 +398,16 @@ pub(crate) async fn soon<T, F: Future<Output = Option<T>>>(
     what: &str,
     look: impl FnMut() -> F,
 ) -> Result<T, String> {
-    let waited = tokio::time::timeout(SOON, eventually(what, look)).await;
-    waited.map_err(|_| format!("there was no {what} within {SOON:?}"))
+    within(SOON, what, look).await
+}
+
+async fn within<T, F: Future<Output = Option<T>>>(
+    time: Duration,
+    what: &str,
+    look: impl FnMut() -> F,
+) -> Result<T, String> {
+    let waited = tokio::time::timeout(time, eventually(what, look)).await;
+    waited.map_err(|_| format!("there was no {what} within {time:?}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

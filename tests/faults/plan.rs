@@ -13,10 +13,14 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
 use crate::network::Cut;
 
+/// Members that a cluster has at least and at most while they change.
+pub(crate) const FEWEST_MEMBERS: usize = 3;
+pub(crate) const MOST_MEMBERS: usize = 5;
+
 /// A node, as a plan names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
-    /// By its index from 0.
+    /// By its index from 0 among those that are members then.
     Node(usize),
     /// Whichever leads when it happens.
     Leader,
@@ -69,6 +73,14 @@ pub(crate) enum Nemesis {
     CutAgent(Who),
     /// The agent's host loses its power: all replicas end at once, and all that runs there.
     LoseHost,
+    /// A node joins with a token and gets a vote.
+    Join,
+    /// One is taken out.
+    Leave(Who),
+    /// One is lost for good: another joins, and the lost one is taken out.
+    Replace(Who),
+    /// One is stopped and goes on with the other program, the newer or the older.
+    Exchange(Who),
 }
 
 impl fmt::Display for Nemesis {
@@ -87,6 +99,19 @@ pub(crate) struct Round {
     pub(crate) calm: Duration,
 }
 
+/// What changes while a cluster serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Nothing,
+    /// Its members: between three and five.
+    Members,
+    /// Its program: so many nodes begin with the new one, the others with the previous one, and in the end all have the
+    /// new one. Until then nobody can join or be taken out, so this and [`Change::Members`] are not in one run.
+    Programs {
+        new: usize,
+    },
+}
+
 /// What a cluster is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -97,6 +122,7 @@ pub(crate) struct Plan {
     pub(crate) proxied: bool,
     /// The wall clocks can be moved.
     pub(crate) clocks: bool,
+    pub(crate) change: Change,
     /// Faults that only some machines can have are left out.
     pub(crate) can: Can,
 }
@@ -132,10 +158,14 @@ enum Kind {
     RestartAgent,
     CutAgent,
     LoseHost,
+    Join,
+    Leave,
+    Replace,
+    Exchange,
 }
 
 impl Kind {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 25] = [
         Self::Kill,
         Self::KillAll,
         Self::Freeze,
@@ -157,6 +187,10 @@ impl Kind {
         Self::RestartAgent,
         Self::CutAgent,
         Self::LoseHost,
+        Self::Join,
+        Self::Leave,
+        Self::Replace,
+        Self::Exchange,
     ];
 
     /// Whether it may happen beside another one: those that follow steps of their own may not.
@@ -167,7 +201,7 @@ impl Kind {
     /// What of the cluster it is about; two faults at once are about different things.
     fn layer(self) -> u8 {
         match self {
-            // Whether a node runs, and on what disk.
+            // Whether a node is there and runs, and on what disk.
             Self::Kill
             | Self::KillAll
             | Self::Freeze
@@ -176,7 +210,11 @@ impl Kind {
             | Self::Behind
             | Self::SlowDisk
             | Self::FailingSync
-            | Self::FullDisk => 0,
+            | Self::FullDisk
+            | Self::Join
+            | Self::Leave
+            | Self::Replace
+            | Self::Exchange => 0,
             Self::Transfers => 1,
             Self::Partition | Self::OneWay | Self::Bridge | Self::Flap | Self::CutAgent => 2,
             Self::Delay => 3,
@@ -191,9 +229,10 @@ impl Plan {
     pub(crate) fn new(seed: u64, nodes: Option<usize>, can: Can) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let five = random.random_bool(0.2);
+        let nodes = nodes.unwrap_or(if five { 5 } else { 3 });
         Self {
             seed,
-            nodes: nodes.unwrap_or(if five { 5 } else { 3 }),
+            nodes,
             log_store: if random.random_bool(0.3) {
                 "segments"
             } else {
@@ -201,7 +240,26 @@ impl Plan {
             },
             proxied: random.random_bool(0.5),
             clocks: random.random_bool(0.5) && can.faketime,
+            change: if random.random_bool(1.0 / 3.0) {
+                Self::programs(seed, nodes)
+            } else {
+                Change::Members
+            },
             can,
+        }
+    }
+
+    /// A change of programs, as the seed has it.
+    pub(crate) fn programs(seed: u64, nodes: usize) -> Change {
+        let new = StdRng::seed_from_u64(seed.wrapping_add(1)).random_range(0..nodes);
+        Change::Programs { new }
+    }
+
+    /// Hosts that can have a node.
+    pub(crate) fn seats(&self) -> usize {
+        match self.change {
+            Change::Members => self.nodes.max(MOST_MEMBERS),
+            Change::Nothing | Change::Programs { .. } => self.nodes,
         }
     }
 
@@ -215,9 +273,17 @@ impl Plan {
         let mut random = self.random(2, number);
         let first = shuffled[place];
         let mut faults = vec![self.draw(first, &mut random)];
-        // The first time around each is alone, so that what it does by itself is seen.
-        if deck > 0 || random.random_bool(0.25) {
-            let second = kinds[random.random_range(0..kinds.len())];
+        // The first time around each is alone, so that what it does by itself is seen. Programs are exchanged all the
+        // time, for an upgrade meets whatever happens just then.
+        let upgrading = matches!(self.change, Change::Programs { .. });
+        if upgrading || deck > 0 || random.random_bool(0.25) {
+            let second = match self.change {
+                Change::Programs { .. } => Kind::Exchange,
+                Change::Members if random.random_bool(0.5) => {
+                    [Kind::Join, Kind::Leave, Kind::Replace][random.random_range(0..3)]
+                }
+                Change::Members | Change::Nothing => kinds[random.random_range(0..kinds.len())],
+            };
             if first.combines() && second.combines() && second.layer() != first.layer() {
                 faults.push(self.draw(second, &mut random));
             }
@@ -240,6 +306,8 @@ impl Plan {
             Kind::Delay => self.proxied,
             Kind::ClockJump => self.clocks,
             Kind::SlowDisk | Kind::FailingSync => self.can.strace,
+            Kind::Join | Kind::Leave | Kind::Replace => self.change == Change::Members,
+            Kind::Exchange => matches!(self.change, Change::Programs { .. }),
             _ => true,
         };
         Kind::ALL.into_iter().filter(can).collect()
@@ -258,7 +326,7 @@ impl Plan {
             if random.random_bool(0.5) {
                 Who::Leader
             } else {
-                Who::Node(random.random_range(0..self.nodes))
+                Who::Node(random.random_range(0..self.seats()))
             }
         };
         match kind {
@@ -290,12 +358,16 @@ impl Plan {
                 let seconds = minutes * 60 * if random.random_bool(0.5) { 1 } else { -1 };
                 Nemesis::ClockJump(who(random), seconds)
             }
-            Kind::Behind => Nemesis::Behind(Who::Node(random.random_range(0..self.nodes))),
+            Kind::Behind => Nemesis::Behind(Who::Node(random.random_range(0..self.seats()))),
             Kind::KillAgent => Nemesis::KillAgent,
             Kind::FreezeAgent => Nemesis::FreezeAgent,
             Kind::RestartAgent => Nemesis::RestartAgent,
             Kind::CutAgent => Nemesis::CutAgent(who(random)),
             Kind::LoseHost => Nemesis::LoseHost,
+            Kind::Join => Nemesis::Join,
+            Kind::Leave => Nemesis::Leave(who(random)),
+            Kind::Replace => Nemesis::Replace(who(random)),
+            Kind::Exchange => Nemesis::Exchange(who(random)),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use regent_history::{fencing, forward, lease, register, retry};
 
 use crate::network::Cut;
-use crate::plan::{Nemesis, Plan, Round, Who};
+use crate::plan::{Change, Nemesis, Plan, Round, Who};
 use crate::run::{Outcome, Wish, run};
 use crate::{RECOVERS_WITHIN, alone, can, network};
 
@@ -94,6 +94,14 @@ const EPOCH_UNCHECKED: Proof = Proof {
     lasts: Duration::from_secs(1),
 };
 
+/// A node that joins is asked from the beginning, while it has little of the log.
+const STALE_READ_OF_A_NEW_NODE: Proof = Proof {
+    fault: "stale-read",
+    by: register::CHECKER,
+    trouble: || vec![Nemesis::Join, Nemesis::Leave(Who::Follower)],
+    lasts: Duration::from_millis(300),
+};
+
 const ALL: [Proof; 9] = [
     ACKNOWLEDGED_BEFORE_SYNCED,
     VOTE_NOT_PERSISTED,
@@ -145,10 +153,12 @@ impl Proof {
 /// A cluster like those of the other runs, in this trouble.
 fn trouble(mut rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Outcome> {
     let _alone = alone();
+    let joins = rounds.iter().any(|round| round.faults.contains(&Nemesis::Join));
     let plan = Plan {
         proxied: false,
         clocks: false,
         log_store: "sled",
+        change: if joins { Change::Members } else { Change::Nothing },
         ..Plan::new(1, Some(3), can())
     };
     let network = network(&plan)?;
@@ -161,6 +171,7 @@ fn trouble(mut rounds: Vec<Round>, with: impl FnOnce(Wish) -> Wish) -> Option<Ou
         at_least: rounds.len() as u64,
         rounds: Some(rounds),
         fault: None,
+        previous: None,
         recovers_within: RECOVERS_WITHIN,
         until: None,
     };
@@ -188,6 +199,11 @@ fn a_vote_that_is_not_persisted_is_seen() {
 #[test]
 fn a_stale_read_is_seen() {
     STALE_READ.is_seen();
+}
+
+#[test]
+fn a_stale_read_of_a_node_that_joins_is_seen() {
+    STALE_READ_OF_A_NEW_NODE.is_seen();
 }
 
 #[test]

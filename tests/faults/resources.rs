@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regent_history::Violation;
 
-use crate::cluster::{Cluster, REPLICAS, node_name, replica_name};
+use crate::cluster::{Cluster, REPLICAS, replica_name};
 
 /// The name in [`Violation::checker`].
 pub(crate) const CHECKER: &str = "nothing leaks";
@@ -37,7 +37,7 @@ pub(crate) struct Held {
 
 /// What each process of a cluster holds, by its name.
 pub(crate) fn held(cluster: &Cluster) -> BTreeMap<String, Held> {
-    let nodes = (0..cluster.plan.nodes).map(node_name);
+    let nodes = cluster.members().into_iter().map(|node| cluster.name(node));
     let names = nodes.chain((0..REPLICAS.len()).map(replica_name));
     names
         .filter_map(|name| Some((name.clone(), of(cluster.pid(&name)?))))

@@ -13,14 +13,14 @@ use crate::cluster::Cluster;
 use crate::harness::processes_naming;
 use crate::nemesis::{Ongoing, soon};
 use crate::network::Network;
-use crate::plan::{Nemesis, Plan, Round};
+use crate::plan::{Change, Nemesis, Plan, Round};
 use crate::workload::leases::Leases;
 use crate::workload::registers::Registers;
 use crate::workload::reports::{self, Reports};
 use crate::workload::sessions::Sessions;
 use crate::workload::watches::Watches;
 use crate::workload::{Run, ended};
-use crate::{resources, verdict};
+use crate::{members, programs, resources, verdict};
 
 /// The name in [`Violation::checker`] for a cluster that is not well again in time.
 pub(crate) const RECOVERY: &str = "recovery";
@@ -43,6 +43,8 @@ pub(crate) struct Wish {
     pub(crate) rounds: Option<Vec<Round>>,
     /// A fault that is seeded in the nodes.
     pub(crate) fault: Option<&'static str>,
+    /// The program of an earlier commit, for a plan that has it.
+    pub(crate) previous: Option<PathBuf>,
     /// How soon after the last fault is healed every node must serve.
     pub(crate) recovers_within: Duration,
     /// The run ends with the round after which this checker has found something: for seeded faults.
@@ -72,8 +74,9 @@ pub(crate) fn run(network: Network, wish: Wish) -> Outcome {
         .unwrap();
     let path = folder.keep();
     // The host after those of the nodes: see `Cluster::hosts`.
-    let inside = network.inside(wish.plan.nodes);
-    let cluster = Cluster::start(network, &path, wish.plan.clone(), wish.fault);
+    let inside = network.inside(Cluster::clients(&wish.plan));
+    let previous = wish.previous.clone();
+    let cluster = Cluster::start(network, &path, wish.plan.clone(), wish.fault, previous);
     let whole = {
         let cluster = cluster.clone();
         // The clients are on a host of the network, and so is everything that this thread starts.
@@ -116,6 +119,12 @@ pub(crate) fn run(network: Network, wish: Wish) -> Outcome {
 async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
     eprintln!("seed {}: {:?}", wish.plan.seed, wish.plan);
     cluster.led().await;
+    if wish.plan.change == Change::Members {
+        // A moment after the first start; a cluster that has lost a founder before cannot replace it.
+        members::agreed(&cluster)
+            .await
+            .expect("a cluster with nothing in its way");
+    }
     cluster.start_agent().await;
     let run = Run::new(cluster.clone());
     let records = Records {
@@ -159,6 +168,12 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         begun.elapsed().as_secs(),
         longest.as_millis()
     );
+    if let Change::Programs { .. } = wish.plan.change {
+        cluster.is_to_change(programs::RAISED);
+        let finished = programs::finish(&cluster).await;
+        violations.extend(finished.map_err(|what| Violation::new(RECOVERY, what)).err());
+    }
+    eprintln!("seed {}: {:?}", wish.plan.seed, cluster.changes());
     run.stop();
     ended(clients).await;
     if wish.until.is_none() && !violations.is_empty() {
@@ -166,11 +181,15 @@ async fn whole(cluster: Arc<Cluster>, wish: Wish) -> Vec<Violation> {
         violations.extend(verdict::so_far(&records));
     } else if wish.until.is_none() {
         violations.extend(ended_by_themselves(&cluster));
+        let agreed = members::agreed(&cluster).await;
+        violations.extend(agreed.map_err(|what| Violation::new(RECOVERY, what)).err());
         settle(&cluster, &records, &mut violations).await;
         violations.extend(verdict::at_the_end(&cluster, &records).await);
+        let mut before = before;
+        before.retain(|name, _| cluster.is_to_run(name));
         violations.extend(resources::check(&before, &resources::held(&cluster)).err());
         violations.extend(samples.check().err());
-        violations.extend(verdict::vacuous(&records));
+        violations.extend(verdict::vacuous(&cluster, &records));
     }
     violations.extend(panics(cluster.path()));
     violations
@@ -195,13 +214,14 @@ async fn disturb(
         }
     }
     tokio::time::sleep(round.lasts).await;
-    for fault in ongoing {
+    for fault in &mut ongoing {
         let healed = fault.heal().await;
         violations.extend(healed.map_err(|what| Violation::new(PROCESSES, what)).err());
     }
     violations.extend(ended_by_themselves(cluster));
     let healed = Instant::now();
-    let serves = (0..cluster.plan.nodes).map(|node| serves(run, records, node));
+    let members = cluster.members().into_iter();
+    let serves = members.map(|node| serves(run, records, node));
     let patience = wish.recovers_within * 6;
     let all = tokio::time::timeout(patience, futures::future::join_all(serves)).await;
     let took = healed.elapsed();
@@ -220,6 +240,10 @@ async fn disturb(
             round.number, wish.recovers_within
         );
         violations.push(Violation::new(RECOVERY, what));
+    }
+    for fault in &mut ongoing {
+        let finished = fault.finish().await;
+        violations.extend(finished.map_err(|what| Violation::new(RECOVERY, what)).err());
     }
     if host_lost {
         let resident = async || records.sessions.resident_runs().then_some(());

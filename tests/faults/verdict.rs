@@ -18,7 +18,7 @@ const LOST: &str = "nothing accepted is lost";
 const VACUOUS: &str = "something happened";
 
 /// A run in which nothing happened is green too: every kind of record must have something in it.
-pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
+pub(crate) fn vacuous(cluster: &Cluster, records: &Records) -> Option<Violation> {
     let sessions = &records.sessions;
     let (effects, losses) = sessions.effects();
     let started: BTreeSet<&str> = effects.iter().map(|effect| effect.session.as_str()).collect();
@@ -77,6 +77,10 @@ pub(crate) fn vacuous(records: &Records) -> Option<Violation> {
     let mut few: Vec<String> = few
         .map(|(what, count, least)| format!("{what}: {count}, not {least}"))
         .collect();
+    // What a plan named was done.
+    let changes = cluster.changes();
+    let undone = changes.iter().filter(|(_, count)| **count == 0);
+    few.extend(undone.map(|(what, _)| format!("{what}: none")));
     // What was said to run did so.
     few.extend(
         ran.iter()
@@ -186,7 +190,7 @@ async fn lost_sessions(cluster: &Cluster, records: &Records) -> Option<Violation
 
 /// A hash of what each node itself has, all at one index.
 async fn contents(cluster: &Cluster) -> Vec<(u64, u64, u64)> {
-    let nodes: Vec<usize> = (0..cluster.plan.nodes).collect();
+    let nodes = cluster.members();
     eventually("all nodes at one index", || async {
         let mut found = Vec::new();
         for node in &nodes {
@@ -203,7 +207,7 @@ async fn contents(cluster: &Cluster) -> Vec<(u64, u64, u64)> {
             if client.index().await.ok()?? != index {
                 return None;
             }
-            found.push((u64::try_from(*node).unwrap() + 1, index.0, hash.finish()));
+            found.push((cluster.id(*node)?, index.0, hash.finish()));
         }
         found.iter().all(|one| one.1 == found[0].1).then_some(found)
     })

@@ -6,7 +6,6 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use regent_client::{Client, Error};
 use regent_types::auth::{ApiToken, CreateToken};
@@ -14,12 +13,14 @@ use regent_types::duration::Span;
 use regent_types::session::SessionState;
 use rustix::process::Signal;
 
-use crate::harness::{Dev, REGENT, eventually, lacks, send, session_of, session_state};
+use crate::harness::{Dev, REGENT, eventually, send, session_of, session_state};
+use crate::program::previous;
 use crate::writers::Writers;
 
 #[path = "../blackbox/harness.rs"]
 #[allow(dead_code, unreachable_pub)] // the black-box tests use the rest
 mod harness;
+mod program;
 #[path = "../blackbox/writers.rs"]
 #[allow(dead_code)]
 mod writers;
@@ -114,16 +115,6 @@ async fn an_older_program_refuses_to_run_once_the_level_has_risen() {
         dev.client_of(2).readyz().await.ok()
     })
     .await;
-}
-
-/// Where the earlier program is; `None` when it cannot be had and nobody demands it.
-fn previous() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/upgrade/build");
-    let built = Command::new(script).output().unwrap();
-    if lacks("previous", built.status.success()) {
-        return None;
-    }
-    Some(PathBuf::from(String::from_utf8(built.stdout).unwrap().trim()))
 }
 
 /// Ends a node in order and starts it with another program on its data.

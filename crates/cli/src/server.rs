@@ -55,14 +55,11 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
         () = signals.end() => return Ok(ExitCode::SUCCESS),
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
     };
-    let serving = async {
-        server.ready().await;
-        supervisor::ready();
-        server.failed().await
-    };
     let failure = tokio::select! {
         never = look_when_told(hangup, tls) => match never {},
-        reason = serving => Some(reason),
+        never = say_when_ready(&server) => match never {},
+        // It may fail before it ever serves: one that was taken out while it was away is told so at once.
+        reason = server.failed() => Some(reason),
         () = signals.end() => None,
         // Nobody is left to serve, and nothing may be left behind.
         () = lifeline.ended() => return Ok(ExitCode::FAILURE),
@@ -73,6 +70,13 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => Err(anyhow::anyhow!("node {node} stopped: {reason}")),
     }
+}
+
+/// Tells whoever started this process that it serves.
+async fn say_when_ready(server: &Server) -> Infallible {
+    server.ready().await;
+    supervisor::ready();
+    std::future::pending().await
 }
 
 /// SIGHUP has the certificates looked at now.

@@ -109,6 +109,16 @@ pub(crate) async fn run(service: Service, stop: CancellationToken) {
     }
 }
 
+/// Whether all of these support a feature level, as they say now: a node may have been put back to an older program
+/// since it was asked last.
+pub(crate) async fn support(service: &Service, nodes: impl IntoIterator<Item = NodeId>, level: u32) -> bool {
+    let asked = nodes.into_iter().map(|node| ask(service, node));
+    let heard = join_all(asked).await;
+    heard
+        .into_iter()
+        .all(|heard| heard.is_some_and(|(_, description)| description.supports >= level))
+}
+
 async fn ask(service: &Service, node: NodeId) -> Option<(NodeId, Description)> {
     let deadline = Instant::now() + WITHIN;
     let answer = service.node().call(node, Ask::Describe.encode(), deadline).await;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::FEATURE_LEVEL;
+use crate::describe;
 use crate::service::Service;
 
 /// How often it looks.
@@ -284,7 +285,14 @@ async fn act(service: &Service, state: &State, step: Step) -> Result<(), String>
             .await
             .map_err(|error| error.to_string()),
         Step::Promote(ids) => changed(node.promote(ids, deadline).await),
-        Step::Raise(level) => write(service, Operation::RaiseFeatureLevel { level }).await,
+        Step::Raise(level) => {
+            let consensus = node.consensus().ok_or("this node does not lead any more")?;
+            let present = consensus.voters.into_iter().chain(consensus.learners);
+            if !describe::support(service, present, level).await {
+                return Err("a member does not support it now, or does not answer".to_owned());
+            }
+            write(service, Operation::RaiseFeatureLevel { level }).await
+        }
         Step::Bury(id) => {
             let reason = "it could not be reached for too long".to_owned();
             write(service, Operation::RemoveMember { id, reason }).await

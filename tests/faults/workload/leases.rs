@@ -147,7 +147,7 @@ impl Leases {
             } else {
                 "verify"
             };
-            let node = random.random_range(0..run.cluster.plan.nodes);
+            let node = run.any_node(&mut random);
             let path = format!("leases/{}/{what}", lease.replace('/', "%2F"));
             let invoked = boot_ms();
             let request = run

@@ -27,6 +27,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 /// A moment of rest after something that was refused.
 const REST: Duration = Duration::from_millis(20);
 
+/// How often it is looked whether a host has a node by now.
+const ABSENT: Duration = Duration::from_millis(50);
+
 /// What all clients share.
 pub(crate) struct Run {
     pub(crate) cluster: Arc<Cluster>,
@@ -57,7 +60,7 @@ impl Run {
                 .unwrap()
         };
         Arc::new(Self {
-            http: (0..cluster.plan.nodes).map(|_| client()).collect(),
+            http: (0..cluster.plan.seats()).map(|_| client()).collect(),
             cluster,
             begun: Instant::now(),
             stopping: AtomicBool::new(false),
@@ -92,6 +95,19 @@ impl Run {
         self.http[node]
             .request(method, url)
             .bearer_auth(self.cluster.token())
+    }
+
+    /// Waits until a node is on that host; `false` at the end of the run.
+    pub(crate) async fn node_on(&self, host: usize) -> bool {
+        while self.goes_on() && self.cluster.seats.at(host).is_none() {
+            tokio::time::sleep(ABSENT).await;
+        }
+        self.goes_on()
+    }
+
+    /// Any node, whatever it is to the cluster just then.
+    pub(crate) fn any_node(&self, random: &mut StdRng) -> usize {
+        *one_of(random, &self.cluster.seats.taken())
     }
 
     /// Randomness for one client, from the seed.

@@ -50,7 +50,7 @@ impl Registers {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, run: &Arc<Run>, clients: &mut JoinSet<()>) {
-        for node in 0..run.cluster.plan.nodes {
+        for node in 0..run.cluster.plan.seats() {
             for number in 0..CLIENTS {
                 let id = u32::try_from(node * 10 + number).unwrap();
                 clients.spawn(self.clone().client(run.clone(), node, id));
@@ -75,7 +75,7 @@ impl Registers {
     async fn client(self: Arc<Self>, run: Arc<Run>, node: usize, id: u32) {
         let mut random = run.random(u64::from(id));
         let mut known: BTreeMap<String, (u64, String)> = BTreeMap::new();
-        while run.goes_on() {
+        while run.node_on(node).await {
             let name = one_of(&mut random, &self.names).clone();
             let kind: u8 = random.random_range(0..10);
             let seen = if kind < 5 {

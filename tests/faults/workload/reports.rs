@@ -88,8 +88,10 @@ impl Agent {
     async fn client(self: Arc<Self>, run: Arc<Run>, number: u64) {
         let mut random = run.random(number);
         while run.goes_on() {
-            let first = random.random_range(0..run.cluster.plan.nodes);
-            let second = (first + random.random_range(1..run.cluster.plan.nodes)) % run.cluster.plan.nodes;
+            let nodes = run.cluster.members();
+            let at = random.random_range(0..nodes.len());
+            let other = (at + random.random_range(1..nodes.len())) % nodes.len();
+            let (first, second) = (nodes[at], nodes[other]);
             let hold = Duration::from_millis(random.random_range(0..4_000));
             if self.twice(&run, first, second, hold).await.is_none() {
                 run.rest(Duration::from_millis(100)).await;

@@ -260,7 +260,7 @@ impl Sessions {
             self.record(|record| record.answers.entry(key.clone()).or_default().push(answer));
         };
         for _ in 0..REPEATS {
-            let node = random.random_range(0..run.cluster.plan.nodes);
+            let node = run.any_node(random);
             let request = run
                 .request(node, Method::POST, path)
                 .header("idempotency-key", &key);
@@ -290,7 +290,7 @@ impl Sessions {
     /// Asks for something that is done at most once in any case.
     async fn act(&self, run: &Run, random: &mut StdRng, method: Method, path: &str) {
         for _ in 0..REPEATS {
-            let node = random.random_range(0..run.cluster.plan.nodes);
+            let node = run.any_node(random);
             match send(run.request(node, method.clone(), path)).await {
                 Answer::Done { body, .. } => {
                     if let Some(command) = body["commandId"].as_str() {

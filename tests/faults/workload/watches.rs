@@ -22,7 +22,7 @@ pub(crate) struct Watches {
 
 impl Watches {
     pub(crate) fn spawn(self: &Arc<Self>, run: &Arc<Run>, clients: &mut JoinSet<()>) {
-        for node in 0..run.cluster.plan.nodes {
+        for node in 0..run.cluster.plan.seats() {
             clients.spawn(self.clone().watch(run.clone(), node));
             clients.spawn(self.clone().ask(run.clone(), node));
         }
@@ -53,7 +53,7 @@ impl Watches {
 
     async fn watch(self: Arc<Self>, run: Arc<Run>, node: usize) {
         let mut segment = 0;
-        while run.goes_on() {
+        while run.node_on(node).await {
             // A place that is pruned ends a stream; what comes after is another watch.
             let at = {
                 let mut watched = lock(&self.watched);
@@ -89,9 +89,10 @@ impl Watches {
     }
 
     async fn ask(self: Arc<Self>, run: Arc<Run>, node: usize) {
-        let id = u64::try_from(node).unwrap() + 1;
-        while run.goes_on() {
+        while run.node_on(node).await {
             if let Some(seen) = run.cluster.seen_by(node).await {
+                // Who answers, for another node may have its place by now.
+                let id = seen.node.0;
                 let now = run.now();
                 // 0 is that of a node that has only just been started, and does not know yet.
                 if seen.term > 0 {
