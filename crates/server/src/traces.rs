@@ -13,10 +13,11 @@ pub(crate) fn proposed(node: &Node, operation: &Operation, applied: &Applied, by
     if !regent_trace::is_on() {
         return;
     }
-    if let Some(id) = made(operation, applied)
-        && let Some(cluster) = origin(&node.view().state)
-    {
-        regent_trace::command_made(cluster, id, by);
+    let view = node.view();
+    if let Some(cluster) = origin(&view.state) {
+        for id in made(operation, applied, &view.state) {
+            regent_trace::command_made(cluster, id, by);
+        }
     }
 }
 
@@ -47,13 +48,21 @@ fn origin(state: &State) -> Option<&ClusterId> {
     state.former_clusters().last().or_else(|| state.cluster_id())
 }
 
-/// The command that an operation made. Those that apply itself made (`auto-`) and those of sessions that had waited for
-/// room are not seen here; their traces begin with what is done for them.
-fn made<'a>(operation: &'a Operation, applied: &'a Applied) -> Option<&'a CommandId> {
-    match (operation, applied.as_ref().ok()?) {
+/// The commands that an operation made, of those that it names; `state` is that in which it is applied. Those that
+/// apply makes by itself are not among them: their traces begin with what is done for them.
+pub(crate) fn made<'a>(operation: &'a Operation, applied: &'a Applied, state: &State) -> Vec<&'a CommandId> {
+    let Ok(outcome) = applied else {
+        return Vec::new();
+    };
+    let made = match (operation, outcome) {
         // One that waits for room has none yet.
         (Operation::CreateSession(create), Outcome::Session(session)) => {
             session.agent.is_some().then_some(&create.command)
+        }
+        // As many as there was room for.
+        (Operation::PlaceQueued(waiting), _) => {
+            let placed = waiting.iter().filter(|(_, id)| state.command(id).is_some());
+            return placed.map(|(_, id)| id).collect();
         }
         // The answer to a second one names the command of the first.
         (
@@ -67,5 +76,6 @@ fn made<'a>(operation: &'a Operation, applied: &'a Applied) -> Option<&'a Comman
         ) => (*command == asked.command).then_some(command),
         (Operation::CreateCommand(_), Outcome::Command(command)) => Some(&command.id),
         _ => None,
-    }
+    };
+    made.into_iter().collect()
 }

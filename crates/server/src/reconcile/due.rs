@@ -164,6 +164,7 @@ mod tests {
     use regent_types::{AgentId, ClusterId, NodeId, ReplicaName, TemplateName, TokenId, UserName};
 
     use super::*;
+    use crate::traces;
 
     const START: u64 = 1_000_000_000;
 
@@ -270,8 +271,15 @@ mod tests {
         let before = state.content_digest();
         assert!(placeable(&state, START, ids()).is_some());
         assert_eq!(state.content_digest(), before, "trying it changes nothing");
-        assert_eq!(own(&mut state, START, item.operation), Outcome::Count(1));
+        let placed = own(&mut state, START, item.operation.clone());
+        assert_eq!(placed, Outcome::Count(1));
         assert_eq!(placeable(&state, START, ids()), None);
+        // Its trace begins here, and not with the request that let it wait.
+        let made = |operation| traces::made(operation, &Ok(placed.clone()), &state).len();
+        assert_eq!(made(&item.operation), 1);
+        let other = (SessionName::new("t").unwrap(), CommandId::new("other").unwrap());
+        let nothing = Operation::PlaceQueued(vec![other]);
+        assert_eq!(made(&nothing), 0);
     }
 
     #[test]
