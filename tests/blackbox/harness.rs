@@ -481,6 +481,12 @@ pub(crate) fn session_of(template: &str) -> CreateSession {
     serde_json::from_value(serde_json::json!({ "template": TemplateName::new(template).unwrap() })).unwrap()
 }
 
+/// What a cluster says is wrong, but for the room on the disk of the machine that tests it.
+pub(crate) fn findings(cluster: &regent_types::cluster::Cluster) -> Vec<&String> {
+    let all = cluster.findings.iter();
+    all.filter(|found| !found.contains("free of")).collect()
+}
+
 /// Whether a process runs: a zombie does not, unless a thread of it is still about to end. Until then its
 /// ports and locks are taken.
 pub(crate) fn is_alive(pid: u32) -> bool {
