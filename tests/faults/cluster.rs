@@ -312,7 +312,9 @@ impl Cluster {
                 .args(["--join", &others.join(","), "--join-token-file"])
                 .arg(self.join_token(seat));
         }
-        if let Some(fault) = self.fault {
+        // Where members change it is those that join that are broken: whether they are looked at is in question.
+        let is_broken = self.plan.change != Change::Members || !seat.founder;
+        if let Some(fault) = self.fault.filter(|_| is_broken) {
             server.env("REGENT_TEST_FAULT", fault);
         }
         if self.plan.clocks {

@@ -94,7 +94,7 @@ const EPOCH_UNCHECKED: Proof = Proof {
     lasts: Duration::from_secs(1),
 };
 
-/// A node that joins is asked from the beginning, while it has little of the log.
+/// Only the nodes that join are broken: they are asked from the beginning, while they have little of the log.
 const STALE_READ_OF_A_NEW_NODE: Proof = Proof {
     fault: "stale-read",
     by: register::CHECKER,
