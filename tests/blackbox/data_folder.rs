@@ -86,6 +86,23 @@ async fn a_second_process_on_the_same_folder_is_refused_and_the_first_goes_on() 
     running_sessions(&dev.client(), "sleep", 1).await;
 }
 
+#[tokio::test]
+async fn the_files_of_the_first_start_may_be_removed_after_it() {
+    let mut dev = Dev::start();
+    dev.kill_node(0);
+    let command = &dev.file.nodes[0].command;
+    for flag in ["--bootstrap-token-file", "--bootstrap-password-file"] {
+        let at = command.iter().position(|word| word == flag).unwrap();
+        std::fs::remove_file(&command[at + 1]).unwrap();
+    }
+    dev.restart_node(0);
+    eventually("service without the files", || async {
+        dev.client_of(0).readyz().await.ok()
+    })
+    .await;
+    dev.client_of(0).cluster().await.unwrap();
+}
+
 /// Starts a node by its command, which must end by itself and with a failure; gives what it said.
 fn ends(dev: &Dev, node: usize) -> String {
     let command = &dev.file.nodes[node].command;

@@ -125,10 +125,18 @@ pub(crate) async fn agent_token(
             }
             // Another replica of this host was first.
             Err(Error::Problem(_)) if kept.exists() => return secret_file(&kept),
-            // An agent may be started before its cluster is.
-            Err(error) if error.is_retryable() => {
+            // An agent may be started before its cluster is. What may be done is not done twice.
+            Err(error) if error.is_retryable() && !error.is_in_doubt() => {
                 tracing::warn!(%error, "no token for the join token yet; it is asked for again");
                 tokio::time::sleep(pauses.next_delay()).await;
+            }
+            Err(error) if error.is_in_doubt() => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "agent {agent} does not know its token: the answer was lost, and the join token may be spent; \
+                         start it again, and if that is refused give it a new one (`regent token create --join agent:{agent}`)"
+                    )
+                });
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("agent {agent} got no token for its join token"));

@@ -1,7 +1,7 @@
 //! `regent server`: one node, until a signal ends it or it can no longer serve.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use regent_types::duration::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{ServerConfig, UsageError, required, secret_file};
+use crate::config::{LogStore, ServerConfig, UsageError, required, secret_file};
 use crate::join;
 use crate::lifeline::Lifeline;
 use crate::secrets;
@@ -69,6 +69,15 @@ pub(crate) async fn run(config: ServerConfig) -> anyhow::Result<ExitCode> {
     match failure {
         None => Ok(ExitCode::SUCCESS),
         Some(reason) => Err(anyhow::anyhow!("node {node} stopped: {reason}")),
+    }
+}
+
+/// A secret that is needed once. Whoever has removed its file afterwards did well.
+fn for_the_first_start(file: Option<&Path>, config: &ServerConfig) -> anyhow::Result<Option<String>> {
+    let begun = config.data.as_deref().and_then(LogStore::begun_in).is_some();
+    match file {
+        Some(file) if begun && !file.exists() => Ok(None),
+        file => file.map(secret_file).transpose(),
     }
 }
 
@@ -171,16 +180,8 @@ fn options(config: &ServerConfig, joined: Option<PathBuf>) -> anyhow::Result<Opt
         secret: secret.into_bytes(),
         heartbeat,
         stale_after,
-        bootstrap_token: config
-            .bootstrap_token_file
-            .as_deref()
-            .map(secret_file)
-            .transpose()?,
-        admin_password: config
-            .bootstrap_password_file
-            .as_deref()
-            .map(secret_file)
-            .transpose()?,
+        bootstrap_token: for_the_first_start(config.bootstrap_token_file.as_deref(), &config)?,
+        admin_password: for_the_first_start(config.bootstrap_password_file.as_deref(), &config)?,
         dev: config.dev,
         log_store: config.log_store.unwrap_or_default().into(),
         snapshots: config

@@ -86,6 +86,17 @@ impl Error {
         }
     }
 
+    /// Whether the call may have been done although it did not succeed.
+    pub fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Problem(problem) => problem.code == Code::OutcomeUnknown,
+            Self::Unreachable { maybe_done, .. } => *maybe_done,
+            // Something stands between that may have passed it on; what was done has no readable answer.
+            Self::NotRegent { .. } | Self::BadAnswer { .. } => true,
+            Self::Configuration(_) => false,
+        }
+    }
+
     /// The code of the problem, where the control plane gave one.
     pub fn code(&self) -> Option<Code> {
         self.problem().map(|problem| problem.code)

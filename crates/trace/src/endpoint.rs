@@ -41,7 +41,10 @@ impl FromStr for OtlpEndpoint {
 
     fn from_str(text: &str) -> Result<Self, WrongEndpoint> {
         let wrong = |why| WrongEndpoint {
-            text: text.to_owned(),
+            // What stands before an @ may be a secret.
+            text: text
+                .rsplit_once('@')
+                .map_or_else(|| text.to_owned(), |(_, rest)| format!("...@{rest}")),
             why,
         };
         let url = Url::parse(text.trim()).map_err(|_| wrong("it is no URL"))?;
@@ -49,11 +52,9 @@ impl FromStr for OtlpEndpoint {
             return Err(wrong("it is no http or https URL"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            // Not repeated: it holds a secret.
-            return Err(WrongEndpoint {
-                text: format!("{}://...", url.scheme()),
-                why: "it names a user, and everybody sees a process's flags; put a token into OTEL_EXPORTER_OTLP_HEADERS",
-            });
+            return Err(wrong(
+                "it names a user, and everybody sees a process's flags; put a token into OTEL_EXPORTER_OTLP_HEADERS",
+            ));
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong("it has more than a host, a port and a path"));
@@ -113,6 +114,8 @@ mod tests {
             ("http://a:99999", "no URL"),
             ("http://a:1/?x=y", "more than a host"),
             ("http://me:secret@a:1", "OTEL_EXPORTER_OTLP_HEADERS"),
+            ("http://me:sec/secret@a:1", "no URL"),
+            ("http://me:secret@a:99999", "no URL"),
         ] {
             let error = text.parse::<OtlpEndpoint>().unwrap_err().to_string();
             assert!(error.contains(word), "{text:?}: {error}");

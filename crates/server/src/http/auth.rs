@@ -44,10 +44,16 @@ pub(super) async fn login(
         .map(|info| info.0.ip());
     let headers = request.headers().clone();
     let body: api::Login = body::parse(&headers, &body::read(request).await?)?;
-    // What the cluster cannot answer is no failure of the caller's.
-    let view = service.read().await?;
-    initialised(&view.state)?;
     let attempt = ATTEMPTS.begin(&body.username, address, Instant::now())?;
+    let read = service.read().await.map_err(Failure::from);
+    let view = match read.and_then(|view| initialised(&view.state).map(|()| view)) {
+        Ok(view) => view,
+        // What the cluster cannot answer is no failure of the caller's.
+        Err(failure) => {
+            attempt.is_forgotten();
+            return Err(failure);
+        }
+    };
     let name = UserName::new(&body.username).ok();
     let hash = name
         .as_ref()
@@ -60,7 +66,7 @@ pub(super) async fn login(
     ) else {
         return Err(refused());
     };
-    attempt.succeeded();
+    attempt.is_forgotten();
     let (secret, token_hash) = ids::secret();
     let operation = CreateToken {
         id: ids::token_id(),

@@ -13,11 +13,12 @@ use bytes::Bytes;
 use regent_raft::Backup;
 use regent_state::operation::Asked;
 use regent_state::record::Role;
+use regent_types::Code;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::caller::Reading;
-use super::openapi::ReadProblems;
+use super::openapi::WriteProblems;
 use super::problem::{Failure, Result};
 use super::query::{Consistency, Query, Read};
 use super::reply;
@@ -35,10 +36,10 @@ const STALLED: Duration = Duration::from_secs(30);
 const RETRY_AFTER: u64 = 10;
 
 /// Streams a backup: everything that was acknowledged before the request, or, with `consistency=stale`, what this node
-/// has, without a quorum too. It holds password hashes.
+/// has, without a quorum too. It holds password hashes. That it was asked for is an event.
 #[utoipa::path(get, path = "/api/v1/cluster/backup", tag = "cluster", params(Read),
     responses((status = 200, description = "The backup, for `regent cluster restore`", body = [u8],
-        content_type = "application/octet-stream"), ReadProblems))]
+        content_type = "application/octet-stream"), WriteProblems))]
 pub(super) async fn get(reading: Reading, Query(read): Query<Read>) -> Result<Response> {
     let is_stale = read.consistency == Consistency::Stale;
     let snapshot = reading.view(read).await?;
@@ -54,10 +55,15 @@ pub(super) async fn get(reading: Reading, Query(read): Query<Read>) -> Result<Re
     };
     let backup = snapshot.view.backup();
     let name = format!("regent-{cluster}-{}.backup", backup.revision());
-    match reading.note(Asked::Backup).await {
-        // Without a quorum nothing can be written down, and that is what it is for.
-        Err(failure) if !is_stale => return Err(failure),
-        _ => {}
+    if let Err(failure) = reading.note(Asked::Backup).await {
+        // Without a quorum nothing can be written down, and that is what it is for. What the cluster refuses is refused.
+        let is_cut_off = matches!(
+            failure.code(),
+            Code::NoLeader | Code::NoQuorum | Code::NotServing | Code::OutcomeUnknown
+        );
+        if !(is_stale && is_cut_off) {
+            return Err(failure);
+        }
     }
 
     let (sender, receiver) = mpsc::channel(WAITING);

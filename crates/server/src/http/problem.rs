@@ -39,6 +39,11 @@ pub(crate) struct Failure {
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
+    /// What went wrong.
+    pub(super) fn code(&self) -> Code {
+        self.problem.code
+    }
+
     /// A problem of this code.
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
         Problem::new(code, detail).into()

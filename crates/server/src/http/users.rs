@@ -139,7 +139,7 @@ pub(super) async fn set_password(
             if !passwords::verify(given, current).await? {
                 return Err(Failure::forbidden("the current password is another one"));
             }
-            attempt.succeeded();
+            attempt.is_forgotten();
         }
     } else {
         caller.require(Role::Admin, "changing another user's password")?;
