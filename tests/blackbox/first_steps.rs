@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::harness::{REGENT, lacks};
+use crate::harness::{PATIENCE, REGENT, lacks};
 
 const HEADING: &str = "## From nothing to a running session\n";
 
@@ -14,7 +14,8 @@ fn the_documented_script_leads_from_nothing_to_a_running_session_over_tls() {
     // The process with the number 1 of its own numbers ends all others with it.
     let isolated = ["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
     let unshare = |program: &str| {
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg("unshare");
         command.args(isolated).arg(program).stdin(Stdio::null());
         command
     };
