@@ -323,7 +323,7 @@ async fn a_single_node_comes_back_as_it_was() {
             }
         }
         // No snapshot is due then, so none is being written when the folder is opened again.
-        raft.wait(Some(Duration::from_secs(60)))
+        raft.wait(Some(Duration::from_mins(1)))
             .metrics(
                 |m| {
                     let applied = m.last_applied.map_or(0, |id| id.index);

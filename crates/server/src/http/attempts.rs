@@ -81,7 +81,7 @@ impl Attempts {
 
 impl Attempt<'_> {
     /// It does not count.
-    pub(super) fn is_forgotten(self) {
+    pub(super) fn forget(self) {
         let mut windows = self
             .attempts
             .windows
@@ -179,7 +179,7 @@ mod tests {
     fn successes_never_count() {
         let (attempts, now) = (Attempts::new(), Instant::now());
         for _ in 0..PER_ADDRESS * 2 {
-            attempts.begin("a", Some(HOME), now).unwrap().is_forgotten();
+            attempts.begin("a", Some(HOME), now).unwrap().forget();
         }
     }
 

@@ -50,7 +50,7 @@ pub(super) async fn login(
         Ok(view) => view,
         // What the cluster cannot answer is no failure of the caller's.
         Err(failure) => {
-            attempt.is_forgotten();
+            attempt.forget();
             return Err(failure);
         }
     };
@@ -66,7 +66,7 @@ pub(super) async fn login(
     ) else {
         return Err(refused());
     };
-    attempt.is_forgotten();
+    attempt.forget();
     let (secret, token_hash) = ids::secret();
     let operation = CreateToken {
         id: ids::token_id(),

@@ -139,7 +139,7 @@ pub(super) async fn set_password(
             if !passwords::verify(given, current).await? {
                 return Err(Failure::forbidden("the current password is another one"));
             }
-            attempt.is_forgotten();
+            attempt.forget();
         }
     } else {
         caller.require(Role::Admin, "changing another user's password")?;
