@@ -180,8 +180,8 @@ fn options(config: &ServerConfig, joined: Option<PathBuf>) -> anyhow::Result<Opt
         secret: secret.into_bytes(),
         heartbeat,
         stale_after,
-        bootstrap_token: for_the_first_start(config.bootstrap_token_file.as_deref(), &config)?,
-        admin_password: for_the_first_start(config.bootstrap_password_file.as_deref(), &config)?,
+        bootstrap_token: for_the_first_start(config.bootstrap_token_file.as_deref(), config)?,
+        admin_password: for_the_first_start(config.bootstrap_password_file.as_deref(), config)?,
         dev: config.dev,
         log_store: config.log_store.unwrap_or_default().into(),
         snapshots: config
