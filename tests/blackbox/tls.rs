@@ -73,10 +73,11 @@ async fn a_node_joins_over_tls_and_a_founder_is_taken_out() {
     })
     .await;
     let told = text(&token.stderr);
-    assert!(
-        told.contains(&format!("--join {}", cluster.urls().join(","))),
-        "{told}"
+    let start = format!(
+        " --tls-cert node.pem --tls-key node.key --tls-ca ca.pem --join {} --join-token-file join",
+        cluster.urls().join(",")
     );
+    assert!(told.contains(&start), "{told}");
     cluster.write_secret("join", &text(&token.stdout));
     let new = cluster.add();
     assert_eq!(new, 3);
