@@ -173,7 +173,12 @@ async fn an_agent_exchanges_a_join_token_over_tls() {
     // To a server that it does not believe it gives nothing; it may be that the right one comes.
     let id = AgentId::new("a1").unwrap();
     let others = Cluster::new(1);
-    cluster.spawn("agent", join(&cluster, &id, &others.file("ca/ca.pem")));
+    let wrong = others.file("ca/ca.pem");
+    cluster.spawn("agent", join(&cluster, &id, &wrong));
+    cluster.said("agent", "is not of this cluster's CA").await;
+    cluster.end("agent");
+    let own = cluster.agent_command(&id, "--token-file", "node-1/admin.token", &wrong);
+    cluster.spawn("agent", own);
     cluster.said("agent", "is not of this cluster's CA").await;
     cluster.end("agent");
     let other = AgentId::new("b1").unwrap();
