@@ -30,6 +30,7 @@ mod placement;
 mod process;
 mod recovery;
 mod replicas;
+mod secured;
 mod smoke;
 mod steady;
 mod streamspace;

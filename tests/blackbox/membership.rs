@@ -353,7 +353,7 @@ async fn ended(dev: &Dev, name: &str, pid: u32, words: &str) {
 }
 
 /// Waits until exactly these vote, and nobody else is there.
-async fn voters(client: &Client, ids: &[u64]) -> Cluster {
+pub(crate) async fn voters(client: &Client, ids: &[u64]) -> Cluster {
     let mut wanted = ids.to_vec();
     wanted.sort_unstable();
     eventually(&format!("voters {wanted:?}"), || async {

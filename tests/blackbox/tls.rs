@@ -1,23 +1,20 @@
 //! Between machines: certificates by one command, nodes, an agent and clients over TLS, and what is refused.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-use rand::RngExt as _;
 use regent_client::{Client, Identity, Trust};
 use regent_types::agent::AgentStatus;
 use regent_types::session::SessionState;
-use regent_types::{AgentId, Code};
-use rustix::process::Signal;
+use regent_types::{AgentId, Code, NodeId};
 
-use crate::harness::{PATIENCE, REGENT, eventually, lifeline, restrict, send, session_of, session_state};
-
-/// Where ports are chosen from, and how they are held: as `regent dev` does it.
-const PORTS: std::ops::Range<u16> = 10_000..32_768;
+use crate::harness::{PATIENCE, REGENT, eventually, is_alive, restrict, session_of, session_state};
+use crate::membership::voters;
+use crate::secured::{Cluster, register, run, text};
+use crate::writers::Writers;
 
 #[tokio::test]
 async fn three_nodes_an_agent_and_a_session_over_tls_with_certificates_of_one_command() {
@@ -33,11 +30,7 @@ async fn three_nodes_an_agent_and_a_session_over_tls_with_certificates_of_one_co
     .await;
 
     let agent = cluster.start_agent(&client).await;
-    eventually("the agent", || async {
-        let agent = client.agent(&agent).await.ok()?;
-        (agent.status == AgentStatus::Online).then_some(())
-    })
-    .await;
+    online(&client, &agent).await;
     let session = client.create_session(&session_of("sleep")).await.unwrap();
     session_state(&client, &session.name, SessionState::Running).await;
 
@@ -57,6 +50,161 @@ async fn three_nodes_an_agent_and_a_session_over_tls_with_certificates_of_one_co
         let told = text(&refused.stderr);
         assert!(told.contains("is not of this cluster's CA; --ca-file"), "{told}");
     }
+}
+
+/// The path of docs/operations.md: a certificate, a join token, a start; and the other way, out.
+#[tokio::test]
+async fn a_node_joins_over_tls_and_a_founder_is_taken_out() {
+    let mut cluster = Cluster::new(3);
+    cluster.start_all();
+    let client = cluster.client();
+    voters(&client, &[1, 2, 3]).await;
+    let agent = cluster.start_agent(&client).await;
+    online(&client, &agent).await;
+    let session = client.create_session(&session_of("sleep")).await.unwrap();
+    session_state(&client, &session.name, SessionState::Running).await;
+
+    let ca = cluster.file("ca/ca.pem");
+    let ca = [("REGENT_CA_FILE", ca.to_str().unwrap())];
+    // Refused until all nodes have said what they support, a moment after the first start.
+    let token = eventually("a join token", || async {
+        let added = cluster.cli(&["cluster", "add"], &ca);
+        added.status.success().then_some(added)
+    })
+    .await;
+    let told = text(&token.stderr);
+    let start = format!(
+        " --tls-cert node.pem --tls-key node.key --tls-ca ca.pem --join {} --join-token-file join",
+        cluster.urls().join(",")
+    );
+    assert!(told.contains(&start), "{told}");
+    cluster.write_secret("join", &text(&token.stdout));
+    let new = cluster.add();
+    assert_eq!(new, 3);
+
+    // With certificates that are not its own, of another node and of another CA, the latter also with a CA that
+    // believes it: nobody is let in, and the token is not spent.
+    let strangers = Cluster::new(4);
+    let node_files = [
+        (cluster.file("node-1"), 2, "is node 1's, and this is node 4"),
+        (
+            strangers.file("node-4"),
+            1,
+            "is not of this cluster's CA; --tls-ca",
+        ),
+    ];
+    for (files, code, words) in node_files {
+        let own = cluster.take_node_files(new, &files);
+        let refused = run(&mut cluster.command(new));
+        let told = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(code), "{told}");
+        assert!(told.contains(words), "{words:?} is not said: {told}");
+        cluster.take_node_files(new, own.path());
+    }
+    let own = cluster.take_node_files(new, &strangers.file("node-4"));
+    std::fs::copy(cluster.file("ca/ca.pem"), cluster.file("node-4/ca.pem")).unwrap();
+    let refused = run(&mut cluster.command(new));
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(
+        text(&refused.stderr).contains("is not of the CA in"),
+        "{refused:?}"
+    );
+    cluster.take_node_files(new, own.path());
+    assert_eq!(client.cluster().await.unwrap().members.len(), 3);
+    assert_eq!(join_tokens(&client).await, 1, "it is not spent");
+
+    let writers = Writers::start(&client);
+    cluster.start(new);
+    let members = voters(&client, &[1, 2, 3, 4]).await.members;
+    let joined = members.iter().find(|member| member.id == NodeId(4)).unwrap();
+    assert_eq!(joined.http, cluster.url(new));
+    assert_eq!(join_tokens(&client).await, 0, "it is spent");
+    writers.go_on().await;
+
+    // A founder goes, the one that leads if it is one.
+    let leader = client.cluster().await.unwrap().leader.unwrap();
+    let gone = leader.0.min(3);
+    let removed = cluster.cli(&["cluster", "remove", &gone.to_string()], &ca);
+    assert!(removed.status.success(), "{removed:?}");
+    let index = usize::try_from(gone).unwrap() - 1;
+    eventually("end of a node that was removed", || async {
+        (!is_alive(cluster.pid(index))).then_some(())
+    })
+    .await;
+    cluster
+        .logged(index, &format!("node {gone} is not a member"))
+        .await;
+    let stay: Vec<u64> = (1..=4).filter(|id| *id != gone).collect();
+    voters(&client, &stay).await;
+    writers.go_on().await;
+    let (_, failed) = writers.end().await;
+    assert_eq!(failed, Vec::<String>::new(), "no write fails");
+
+    // The same command again, and the token is gone.
+    cluster.stop(new);
+    std::fs::remove_file(cluster.file("join")).unwrap();
+    cluster.start(new);
+    cluster.ready(new).await;
+    let through = Client::with_trust([cluster.url(new)], Some(cluster.token()), &cluster.trust()).unwrap();
+    session_state(&through, &session.name, SessionState::Running).await;
+    let next = through.create_session(&session_of("sleep")).await.unwrap();
+    session_state(&through, &next.name, SessionState::Running).await;
+}
+
+#[tokio::test]
+async fn an_agent_exchanges_a_join_token_over_tls() {
+    let mut cluster = Cluster::new(1);
+    cluster.start_all();
+    let client = cluster.client();
+    voters(&client, &[1]).await;
+    let ca = cluster.file("ca/ca.pem");
+    let env = [("REGENT_CA_FILE", ca.to_str().unwrap())];
+    let create = ["token", "create", "--join", "agent:a*", "--expires-in", "1h"];
+    let token = eventually("a join token", || async {
+        let created = cluster.cli(&create, &env);
+        created.status.success().then_some(created)
+    })
+    .await;
+    cluster.write_secret("join", &text(&token.stdout));
+    let join = |cluster: &Cluster, id: &AgentId, ca: &Path| {
+        cluster.agent_command(id, "--join-token-file", "join", ca)
+    };
+
+    // To a server that it does not believe it gives nothing; it may be that the right one comes.
+    let id = AgentId::new("a1").unwrap();
+    let others = Cluster::new(1);
+    let wrong = others.file("ca/ca.pem");
+    cluster.spawn("agent", join(&cluster, &id, &wrong));
+    cluster.said("agent", "is not of this cluster's CA").await;
+    cluster.end("agent");
+    let own = cluster.agent_command(&id, "--token-file", "node-1/admin.token", &wrong);
+    cluster.spawn("agent", own);
+    cluster.said("agent", "is not of this cluster's CA").await;
+    cluster.end("agent");
+    let other = AgentId::new("b1").unwrap();
+    let refused = run(&mut join(&cluster, &other, &ca));
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let told = text(&refused.stderr);
+    assert!(
+        told.contains("agent b1 got no token for its join token"),
+        "{told}"
+    );
+    assert_eq!(join_tokens(&client).await, 1, "it is not spent");
+
+    cluster.spawn("agent", join(&cluster, &id, &ca));
+    online(&client, &id).await;
+    assert_eq!(join_tokens(&client).await, 0, "it is spent");
+    let session = client.create_session(&session_of("sleep")).await.unwrap();
+    session_state(&client, &session.name, SessionState::Running).await;
+
+    // The same command again, and the token is gone.
+    cluster.end("agent");
+    std::fs::remove_file(cluster.file("join")).unwrap();
+    cluster.spawn("agent", join(&cluster, &id, &ca));
+    cluster.said("agent", "connected").await;
+    online(&client, &id).await;
+    let next = client.create_session(&session_of("sleep")).await.unwrap();
+    session_state(&client, &next.name, SessionState::Running).await;
 }
 
 #[tokio::test]
@@ -261,266 +409,6 @@ fn plain_text_between_machines_must_be_asked_for_by_name() {
     assert!(text(&loose.stderr).contains("chmod 700"), "{loose:?}");
 }
 
-/// Nodes as an operator starts them, in a folder that `regent cert cluster` has made.
-struct Cluster {
-    folder: tempfile::TempDir,
-    nodes: Vec<Node>,
-    children: BTreeMap<String, Child>,
-}
-
-struct Node {
-    http: u16,
-    peer: u16,
-    _held: [UdpSocket; 2],
-}
-
-impl Cluster {
-    fn new(nodes: usize) -> Self {
-        let nodes = (0..nodes)
-            .map(|_| {
-                let ((http, one), (peer, two)) = (port(), port());
-                Node {
-                    http,
-                    peer,
-                    _held: [one, two],
-                }
-            })
-            .collect();
-        let cluster = Self {
-            folder: tempfile::Builder::new().prefix("regent-test-").tempdir().unwrap(),
-            nodes,
-            children: BTreeMap::new(),
-        };
-        cluster.make(&[]);
-        cluster
-    }
-
-    /// The one command, also for renewal.
-    fn make(&self, flags: &[&str]) {
-        let mut command = Command::new(REGENT);
-        command
-            .args(["cert", "cluster"])
-            .args(flags)
-            .arg("--out")
-            .arg(self.folder.path());
-        for node in 1..=self.nodes.len() {
-            command.args(["--node", &format!("{node}=127.0.0.1")]);
-        }
-        let made = run(&mut command);
-        assert!(made.status.success(), "{made:?}");
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.file(name)).unwrap()
-    }
-
-    fn token(&self) -> String {
-        self.read("admin.token")
-    }
-
-    fn url(&self, node: usize) -> String {
-        format!("https://127.0.0.1:{}", self.nodes[node].http)
-    }
-
-    fn urls(&self) -> Vec<String> {
-        (0..self.nodes.len()).map(|node| self.url(node)).collect()
-    }
-
-    fn trust(&self) -> Trust {
-        Trust {
-            ca: Some(self.file("ca/ca.pem")),
-            identity: None,
-        }
-    }
-
-    fn client(&self) -> Client {
-        Client::with_trust(self.urls(), Some(self.token()), &self.trust()).unwrap()
-    }
-
-    fn tls_flags(&self, node: usize) -> Vec<String> {
-        let file = |name| {
-            self.file(&format!("node-{}/{name}", node + 1))
-                .display()
-                .to_string()
-        };
-        [
-            ("--tls-cert", file("node.pem")),
-            ("--tls-key", file("node.key")),
-            ("--tls-ca", file("ca.pem")),
-        ]
-        .into_iter()
-        .flat_map(|(flag, file)| [flag.to_owned(), file])
-        .collect()
-    }
-
-    fn command(&self, node: usize) -> Command {
-        self.command_with(node, &self.tls_flags(node))
-    }
-
-    fn command_with(&self, node: usize, tls: &[String]) -> Command {
-        let members: Vec<String> = self
-            .nodes
-            .iter()
-            .zip(1..)
-            .map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer))
-            .collect();
-        let its = self.file(&format!("node-{}", node + 1));
-        let mut command = Command::new(REGENT);
-        command
-            .args(["server", "--node-id", &(node + 1).to_string()])
-            .args(["--http", &format!("127.0.0.1:{}", self.nodes[node].http)])
-            .args(["--peer", &format!("127.0.0.1:{}", self.nodes[node].peer)])
-            .args(["--members", &members.join(","), "--lifeline", &lifeline()])
-            .arg("--cluster-secret-file")
-            .arg(its.join("cluster.secret"))
-            .arg("--bootstrap-token-file")
-            .arg(its.join("admin.token"))
-            .arg("--data")
-            .arg(self.file(&format!("data-{}", node + 1)))
-            .args(tls)
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn start_all(&mut self) {
-        for node in 0..self.nodes.len() {
-            self.start(node);
-        }
-    }
-
-    fn start(&mut self, node: usize) {
-        self.start_with(node, &self.tls_flags(node));
-    }
-
-    fn start_with(&mut self, node: usize, tls: &[String]) {
-        let command = self.command_with(node, tls);
-        self.spawn(&format!("node-{}", node + 1), command);
-    }
-
-    fn spawn(&mut self, name: &str, mut command: Command) {
-        let log = std::fs::File::create(self.file(&format!("{name}.log"))).unwrap();
-        let child = command
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.children.insert(name.to_owned(), child);
-    }
-
-    fn stop(&mut self, node: usize) {
-        let mut child = self.children.remove(&format!("node-{}", node + 1)).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn hang_up(&self, node: usize) {
-        send(self.children[&format!("node-{}", node + 1)].id(), Signal::HUP);
-    }
-
-    /// Replaces certificate, key and CA of a node, and keeps what was there.
-    fn take_node_files(&self, node: usize, from: &Path) -> tempfile::TempDir {
-        let (kept, its) = (
-            tempfile::tempdir().unwrap(),
-            self.file(&format!("node-{}", node + 1)),
-        );
-        for name in ["node.pem", "node.key", "ca.pem"] {
-            std::fs::copy(its.join(name), kept.path().join(name)).unwrap();
-            std::fs::copy(from.join(name), its.join(name)).unwrap();
-        }
-        kept
-    }
-
-    async fn ready(&self, node: usize) {
-        let client = Client::with_trust([self.url(node)], Some(self.token()), &self.trust()).unwrap();
-        eventually("a node that serves", || async { client.readyz().await.ok() }).await;
-    }
-
-    async fn logged(&self, node: usize, words: &str) {
-        let log = format!("node-{}.log", node + 1);
-        eventually(&format!("{words:?} in {log}"), || async {
-            self.read(&log).contains(words).then_some(())
-        })
-        .await;
-    }
-
-    /// When the certificate that a node uses ends, as it says.
-    async fn certificate_ends(&self, node: usize) -> u64 {
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(regent_client::ClientConfig::clone(
-                &self.trust().client_config().unwrap(),
-            ))
-            .build()
-            .unwrap();
-        let metrics = http
-            .get(format!("{}/metrics", self.url(node)))
-            .send()
-            .await
-            .unwrap();
-        let metrics = metrics.text().await.unwrap();
-        let line = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("regent_certificate_expiry_timestamp_seconds "))
-            .unwrap();
-        line.parse().unwrap()
-    }
-
-    async fn start_agent(&mut self, client: &Client) -> AgentId {
-        let id = AgentId::new("far").unwrap();
-        register(client, &id).await;
-        let token = client.create_agent_token(&id).await.unwrap().token.unwrap();
-        let file = self.file("agent.token");
-        std::fs::write(&file, token).unwrap();
-        restrict(&file);
-        let mut command = Command::new(REGENT);
-        command
-            .args(["agent", "run", "--agent-id", id.as_str(), "--runtime", "process"])
-            .args(["--servers", &self.urls().join(","), "--lifeline", &lifeline()])
-            .arg("--token-file")
-            .arg(file)
-            .arg("--ca-file")
-            .arg(self.file("node-1/ca.pem"))
-            .arg("--data")
-            .arg(self.file("agent"))
-            .stdin(Stdio::null());
-        self.spawn("agent", command);
-        id
-    }
-
-    /// Runs a client command; of the certificates it knows what `env` says.
-    fn cli(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
-        run(Command::new(REGENT)
-            .args(args)
-            .env("REGENT_URL", self.urls().join(","))
-            .env("REGENT_TOKEN", self.token())
-            .envs(env.iter().copied()))
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for (name, child) in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-            if std::thread::panicking() {
-                let log = std::fs::read_to_string(self.folder.path().join(format!("{name}.log")));
-                eprintln!("--- {name}\n{}", log.unwrap_or_default());
-            }
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 /// A command with another value for a flag that it has.
 fn replace<'a>(command: &'a mut Command, flag: &str, value: &str) -> &'a mut Command {
     let mut args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
@@ -530,23 +418,16 @@ fn replace<'a>(command: &'a mut Command, flag: &str, value: &str) -> &'a mut Com
     command.args(args)
 }
 
-/// A port that was free when it was chosen, and that no `dev` chooses while the socket lives.
-fn port() -> (u16, UdpSocket) {
-    let mut rng = rand::rng();
-    std::iter::repeat_with(|| rng.random_range(PORTS))
-        .take(1_000)
-        .find_map(|port| {
-            let held = UdpSocket::bind(("127.0.0.1", port)).ok()?;
-            TcpListener::bind(("127.0.0.1", port)).ok()?;
-            Some((port, held))
-        })
-        .expect("a free port on loopback")
+async fn online(client: &Client, agent: &AgentId) {
+    eventually("the agent", || async {
+        let agent = client.agent(agent).await.ok()?;
+        (agent.status == AgentStatus::Online).then_some(())
+    })
+    .await;
 }
 
-async fn register(client: &Client, id: &AgentId) {
-    let agent = serde_json::json!({ "agentId": id, "platform": "process" });
-    client
-        .register_agent(&serde_json::from_value(agent).unwrap())
-        .await
-        .unwrap();
+/// How many join tokens are good.
+async fn join_tokens(client: &Client) -> usize {
+    let tokens = client.all_tokens().await.unwrap();
+    tokens.iter().filter(|token| token.join.is_some()).count()
 }

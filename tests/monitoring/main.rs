@@ -6,18 +6,23 @@
 #[allow(dead_code)] // the black-box tests use the rest
 #[path = "../blackbox/harness.rs"]
 mod harness;
+#[allow(dead_code)] // the black-box tests use the rest
+#[path = "../blackbox/secured.rs"]
+mod secured;
 
 use std::collections::BTreeSet;
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use harness::{Dev, eventually, free_address, lacks, session_of};
 use regent_types::session::SessionState;
+use secured::Cluster;
 use serde_json::Value;
 
 /// Where the artefacts are.
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+/// Where the configuration of Prometheus looks for the CA of the nodes.
+const CA_FILE: &str = "/etc/prometheus/regent-ca.pem";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_finds_every_metric_and_tells_of_a_dead_node() {
@@ -44,7 +49,8 @@ async fn prometheus_finds_every_metric_and_tells_of_a_dead_node() {
         (session.state == SessionState::Running).then_some(())
     })
     .await;
-    let prometheus = Prometheus::start(&dev, &rules);
+    let nodes: Vec<String> = dev.file.nodes.iter().map(|node| node.http.clone()).collect();
+    let prometheus = Prometheus::start(&nodes, None);
     eventually("all nodes scraped", || async {
         (prometheus.query("up == 1").await?.len() == dev.file.nodes.len()).then_some(())
     })
@@ -104,6 +110,34 @@ async fn prometheus_finds_every_metric_and_tells_of_a_dead_node() {
         })
         .await;
     }
+}
+
+/// As it is shipped it scrapes nodes with certificates, and only those that the CA in its file speaks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_scrapes_over_tls_by_the_configuration_as_shipped() {
+    if lacks("prometheus", has("prometheus")) {
+        return;
+    }
+    let mut cluster = Cluster::new(1);
+    cluster.start_all();
+    cluster.ready(0).await;
+    let prometheus = Prometheus::start(&cluster.urls(), Some(&cluster.file("node-1/ca.pem")));
+    let expiry = eventually("a scraped node", || async {
+        let ready = prometheus
+            .query("up{job=\"regent\"} == 1 and regent_ready == 1")
+            .await?;
+        let expiry = prometheus
+            .query("regent_certificate_expiry_timestamp_seconds")
+            .await?;
+        (ready.len() == 1).then(|| expiry.into_iter().next())?
+    })
+    .await;
+    assert_eq!(expiry["value"][1], cluster.certificate_ends(0).await.to_string());
+
+    let others = Cluster::new(1);
+    let deceived = Prometheus::start(&cluster.urls(), Some(&others.file("node-1/ca.pem")));
+    let why = eventually("a scrape that fails", || async { deceived.why_down().await }).await;
+    assert!(why.contains("certificate signed by unknown authority"), "{why}");
 }
 
 /// Every alert has its runbook, and no runbook is of an alert that is gone.
@@ -333,13 +367,14 @@ fn metric_names(query: &str) -> BTreeSet<String> {
 struct Prometheus {
     process: Child,
     url: String,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Prometheus {
     /// By the configuration of `deploy`, with this cluster's addresses and every wait a second, so that a test
-    /// does not wait for minutes.
-    fn start(dev: &Dev, rules: &Path) -> Self {
+    /// does not wait for minutes. The CA is put where it names one; without one it scrapes in plain text, which is
+    /// all that `regent dev` speaks.
+    fn start(nodes: &[String], ca: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let lines = |path: &Path, change: &dyn Fn(&str) -> String| -> String {
             let text = std::fs::read_to_string(path).unwrap();
@@ -354,7 +389,8 @@ impl Prometheus {
             };
             format!("{indent}{dash}{key} {value}")
         };
-        let hastened = lines(rules, &|line| {
+        let rules = Path::new(DEPLOY).join("prometheus/regent-rules.yml");
+        let hastened = lines(&rules, &|line| {
             if line.trim().starts_with("for: ") {
                 put(line, "for:", "1s")
             } else {
@@ -362,11 +398,9 @@ impl Prometheus {
             }
         });
         std::fs::write(folder.path().join("regent-rules.yml"), hastened).unwrap();
-        let targets: Vec<&str> = dev
-            .file
-            .nodes
+        let targets: Vec<&str> = nodes
             .iter()
-            .map(|node| node.http.strip_prefix("http://").unwrap())
+            .map(|node| node.split_once("://").unwrap().1)
             .collect();
         let targets = serde_json::to_string(&targets).unwrap();
         let config = lines(
@@ -375,12 +409,18 @@ impl Prometheus {
                 "scrape_interval" => put(line, "scrape_interval:", "1s"),
                 "evaluation_interval" => put(line, "evaluation_interval:", "1s"),
                 "- targets" => put(line, "targets:", &targets),
-                // `regent dev` is all on one machine, and in plain text.
-                "scheme" => put(line, "scheme:", "http"),
-                "tls_config" => String::new(),
+                "scheme" if ca.is_none() => put(line, "scheme:", "http"),
+                "tls_config" if ca.is_none() => String::new(),
                 _ => line.to_owned(),
             },
         );
+        let config = match ca {
+            None => config,
+            Some(ca) => {
+                assert!(config.contains(CA_FILE), "it names no {CA_FILE}: {config}");
+                config.replace(CA_FILE, &ca.display().to_string())
+            }
+        };
         assert!(
             config.contains(&targets),
             "the targets were not found in {config}"
@@ -397,13 +437,13 @@ impl Prometheus {
             .arg(format!("--web.listen-address={address}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dev.path().join("prometheus.log")).unwrap())
+            .stderr(std::fs::File::create(folder.path().join("prometheus.log")).unwrap())
             .spawn()
             .unwrap();
         Self {
             process,
             url: format!("http://{address}/api/v1"),
-            _folder: folder,
+            folder,
         }
     }
 
@@ -414,6 +454,15 @@ impl Prometheus {
             .query(&[("query", query)]);
         let answer: Value = request.send().await.ok()?.json().await.ok()?;
         answer["data"]["result"].as_array().cloned()
+    }
+
+    /// Why a target cannot be scraped; `None` while none is known to be down.
+    async fn why_down(&self) -> Option<String> {
+        let answer = reqwest::get(format!("{}/targets", self.url)).await.ok()?;
+        let answer: Value = answer.json().await.ok()?;
+        let targets = answer["data"]["activeTargets"].as_array()?;
+        let down = targets.iter().find(|target| target["health"] == "down")?;
+        down["lastError"].as_str().map(str::to_owned)
     }
 
     /// Whether an alert of this name fires now.
@@ -433,5 +482,9 @@ impl Drop for Prometheus {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("prometheus.log"));
+            eprintln!("--- prometheus\n{}", log.unwrap_or_default());
+        }
     }
 }

@@ -23,10 +23,10 @@ pub(crate) struct Attempted {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttemptError {
     /// Registration failed.
-    #[error("not registered: {0}")]
+    #[error("not registered: {}", in_words(.0))]
     Register(#[source] ClientError),
     /// Which cluster it is, and so which sessions are meant, is not known.
-    #[error("the cluster is not known: {0}")]
+    #[error("the cluster is not known: {}", in_words(.0))]
     Cluster(#[source] ClientError),
     /// The node is not part of a cluster yet.
     #[error("the node is not part of a cluster yet")]
@@ -51,5 +51,13 @@ impl AttemptError {
             | Self::Forming
             | Self::Runtime(_) => false,
         }
+    }
+}
+
+/// The error, and why TLS failed if it did: an agent whose CA is another tries for ever.
+fn in_words(error: &ClientError) -> String {
+    match error.tls_failure() {
+        Some(why) => format!("{error}: {why}"),
+        None => error.to_string(),
     }
 }

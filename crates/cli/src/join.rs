@@ -14,6 +14,7 @@ use regent_types::AgentId;
 
 use crate::args::trust;
 use crate::config::{ServerConfig, UsageError, required, secret_file};
+use crate::noun::explained;
 use crate::secrets;
 use crate::server::tls;
 
@@ -80,6 +81,7 @@ pub(crate) async fn run(config: &ServerConfig) -> anyhow::Result<Option<PathBuf>
         let joined = client
             .join(&joining.request(&peer, &http))
             .await
+            .map_err(|error| explained(error.into(), "--tls-ca"))
             .with_context(|| format!("node {node} was not admitted"))?;
         // The secret first: what is settled asks nobody again.
         secrets::write(&kept, &joined.cluster_secret)?;
@@ -127,7 +129,11 @@ pub(crate) async fn agent_token(
             Err(Error::Problem(_)) if kept.exists() => return secret_file(&kept),
             // An agent may be started before its cluster is. What may be done is not done twice.
             Err(error) if error.is_retryable() && !error.is_in_doubt() => {
-                tracing::warn!(%error, "no token for the join token yet; it is asked for again");
+                let error = explained(error.into(), "--ca-file (REGENT_CA_FILE)");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "no token for the join token yet; it is asked for again"
+                );
                 tokio::time::sleep(pauses.next_delay()).await;
             }
             Err(error) if error.is_in_doubt() => {

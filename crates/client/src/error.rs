@@ -44,6 +44,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Why TLS failed, in words for the person who has to mend it; `None` when that is not what went wrong.
+    pub fn tls_failure(&self) -> Option<String> {
+        let first: &(dyn std::error::Error + 'static) = self;
+        std::iter::successors(Some(first), |error| error.source())
+            .find_map(|cause| regent_tls::explain(cause.downcast_ref::<std::io::Error>()?))
+    }
+
     /// Whether the same call may succeed later without anything else being changed.
     pub fn is_retryable(&self) -> bool {
         match self {

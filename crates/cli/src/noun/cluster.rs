@@ -115,9 +115,17 @@ async fn add(client: &Client, expires_in: Option<Span>, format: Format) -> anyho
     let token = client.create_token(&token).await?;
     let cluster = client.cluster().await?;
     let servers: Vec<String> = cluster.members.into_iter().map(|member| member.http).collect();
+    let (files, tls) = if servers.iter().any(|server| server.starts_with("https://")) {
+        (
+            " and its certificate by `regent cert node`",
+            " --tls-cert node.pem --tls-key node.key --tls-ca ca.pem",
+        )
+    } else {
+        ("", "")
+    };
     output::note(&format!(
-        "the token below admits one node within {lasts}. On its machine, with the token in the file `join`:\n  \
-         regent server --node-id N --data DIR --http ADDR --peer ADDR --join {} --join-token-file join\n\
+        "the token below admits one node within {lasts}. On its machine, with the token in the file `join`{files}:\n  \
+         regent server --node-id N --data DIR --http ADDR --peer ADDR{tls} --join {} --join-token-file join\n\
          A node id is never used again: take one that no node of this cluster ever had.",
         servers.join(",")
     ));

@@ -35,14 +35,17 @@ pub(crate) fn with_hint(error: anyhow::Error) -> anyhow::Error {
     if unauthenticated && api_token().is_none() {
         return error.context("REGENT_TOKEN is not set: set it to an API token");
     }
+    explained(error, "--ca-file (REGENT_CA_FILE)")
+}
+
+/// Whom TLS failed is told why, and which setting names the CA that is believed.
+pub(crate) fn explained(error: anyhow::Error, setting: &str) -> anyhow::Error {
     let tls = error.chain().find_map(|cause| {
         let cause = cause.downcast_ref::<std::io::Error>()?;
         regent_tls::explain(cause)
     });
     match tls {
-        Some(why) => error.context(format!(
-            "{why}; --ca-file (REGENT_CA_FILE) names the CA that is believed"
-        )),
+        Some(why) => error.context(format!("{why}; {setting} names the CA that is believed")),
         None => error,
     }
 }
