@@ -49,6 +49,21 @@ pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
 }
 
+/// The commands of the manual's section, by their number in it.
+pub(crate) fn manual(section: &str, number: usize) -> String {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let (_, section) = manual.split_once(&format!("\n{section}\n")).unwrap();
+    let section = section.split("\n#").next().unwrap();
+    let commands = |part: &&str| part.lines().all(|line| line.starts_with("    "));
+    section
+        .split("\n\n")
+        .filter(commands)
+        .nth(number)
+        .unwrap()
+        .to_owned()
+}
+
 /// Makes the cluster's folder by the command of the manual, or new certificates in it; and the agent's, beside those of the
 /// nodes. `nodes` are the values of `--node`.
 pub(crate) fn cluster_folder(root: &Path, nodes: &[String]) -> PathBuf {
