@@ -54,7 +54,7 @@ pub(crate) fn manual(section: &str, number: usize) -> String {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
     let manual = std::fs::read_to_string(manual).unwrap();
     let (_, section) = manual.split_once(&format!("\n{section}\n")).unwrap();
-    let section = section.split("\n#").next().unwrap();
+    let section = section.split("\n#").next().unwrap().trim_start_matches('\n');
     let commands = |part: &&str| part.lines().all(|line| line.starts_with("    "));
     section
         .split("\n\n")
@@ -85,7 +85,9 @@ pub(crate) fn cluster_folder(root: &Path, nodes: &[String]) -> PathBuf {
         .unwrap();
     assert!(made.status.success(), "{made:?}");
     std::fs::copy(cluster.join("ca/ca.pem"), agent.join("ca.pem")).unwrap();
-    for folder in ["node-1", "node-2", "node-3", "agent"].map(|folder| cluster.join(folder)) {
+    let ids = nodes.iter().filter_map(|node| node.split('=').next());
+    let folders = ids.map(|id| cluster.join(format!("node-{id}")));
+    for folder in folders.chain([agent]) {
         for entry in std::fs::read_dir(&folder).unwrap() {
             own(&entry.unwrap().path());
         }
@@ -148,6 +150,24 @@ pub(crate) async fn served(engine: &Engine, container: &str, members: usize) -> 
         (reached == members && cluster["leader"].is_u64()).then_some(cluster)
     })
     .await
+}
+
+/// Waits until this member has a vote.
+pub(crate) async fn votes(engine: &Engine, container: &str, member: u64) {
+    eventually("a member's vote", || async {
+        let cluster = json(engine, container, &["cluster", "status"]).ok()?;
+        let mut members = cluster["members"].as_array()?.iter();
+        members
+            .any(|one| one["id"] == member && one["voter"] == true)
+            .then_some(())
+    })
+    .await;
+}
+
+/// The ids of a cluster's members.
+pub(crate) fn ids(cluster: &Value) -> Vec<u64> {
+    let members = cluster["members"].as_array().unwrap().iter();
+    members.map(|member| member["id"].as_u64().unwrap()).collect()
 }
 
 /// That a node serves by TLS and by nothing else, and says so of all others.
