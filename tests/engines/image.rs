@@ -164,10 +164,15 @@ pub(crate) async fn votes(engine: &Engine, container: &str, member: u64) {
     .await;
 }
 
-/// The ids of a cluster's members.
-pub(crate) fn ids(cluster: &Value) -> Vec<u64> {
-    let members = cluster["members"].as_array().unwrap().iter();
-    members.map(|member| member["id"].as_u64().unwrap()).collect()
+/// Waits until these are the members, and all are reached; the cluster as that node tells it.
+pub(crate) async fn members(engine: &Engine, container: &str, ids: &[u64]) -> Value {
+    eventually("the members that are to be", || async {
+        let cluster = served(engine, container, ids.len()).await;
+        let members = cluster["members"].as_array()?.iter();
+        let are: Vec<u64> = members.filter_map(|member| member["id"].as_u64()).collect();
+        (are == ids).then_some(cluster)
+    })
+    .await
 }
 
 /// That a node serves by TLS and by nothing else, and says so of all others.
