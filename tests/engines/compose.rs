@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use regent_client::{Client, Trust};
 
 use crate::engine::Engine;
-use crate::harness::{eventually, lacks};
+use crate::harness::{REGENT, eventually, lacks};
 use crate::image::{
-    self, by_tls_only, cluster_folder, deploy, group_of, json, nodes, regent, secret, served, sleeper,
+    self, by_tls_only, cluster_folder, deploy, group_of, json, manual, members, nodes, regent, secret,
+    served, sleeper, votes,
 };
 
 /// A project of docker-compose on an engine of the tests.
@@ -19,25 +20,43 @@ struct Project<'a> {
 }
 
 impl Project<'_> {
-    fn compose(&self, args: &[&str]) -> String {
+    /// For a program that reads the variables of the manual.
+    fn command(&self, program: &str) -> Command {
         let socket = self.engine.host.trim_start_matches("unix://");
-        let output = Command::new("docker-compose")
-            .arg("--project-name")
-            .arg(&self.name)
-            .arg("--file")
-            .arg(deploy("compose/compose.yaml"))
-            .args(args)
+        let mut command = Command::new(program);
+        command
+            .env("COMPOSE_PROJECT_NAME", &self.name)
             .env("DOCKER_HOST", &self.engine.host)
             .env("DOCKER_SOCKET", socket)
             .env("DOCKER_GROUP", group_of(socket))
             .env("REGENT_CLUSTER", &self.cluster)
             .env("REGENT_PORT", "0")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "docker-compose {args:?}: {error}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn compose(&self, args: &[&str]) -> String {
+        let file = deploy("compose/compose.yaml");
+        said(self.command("docker-compose").arg("--file").arg(file).args(args))
+    }
+
+    /// Runs commands of the manual's section as they stand there, after what the ones before it set for the shell.
+    fn manual(&self, number: usize) -> String {
+        let block = |number| manual("### On one machine, with compose", number);
+        let before = (0..number).map(block).collect::<Vec<_>>().join("\n");
+        let sets = |line: &&str| {
+            ["alias ", "export REGENT_TOKEN"]
+                .iter()
+                .any(|set| line.trim().starts_with(set))
+        };
+        let shell: Vec<&str> = before.lines().filter(sets).collect();
+        let folder = self.cluster.parent().expect("it is in the test's folder");
+        // The engine of the tests is Debian's; some machines have another package's client too.
+        let prelude = format!("regent() {{ {REGENT} \"$@\"; }}\ndocker() {{ /usr/bin/docker \"$@\"; }}");
+        let script = [&prelude, &shell.join("\n"), &block(number)]
+            .map(String::as_str)
+            .join("\n");
+        said(self.command("sh").args(["-euc", &script]).current_dir(folder))
     }
 
     fn container(&self, service: &str) -> String {
@@ -56,13 +75,26 @@ impl Project<'_> {
     }
 }
 
-#[tokio::test]
-async fn compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down() {
+/// What a command prints, once it was done.
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {error}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Whether docker-compose is not here.
+fn lacks_compose() -> bool {
     let there = Command::new("docker-compose")
         .arg("version")
         .stdout(Stdio::null())
         .status();
-    if lacks("docker-compose", there.is_ok_and(|status| status.success())) {
+    lacks("docker-compose", there.is_ok_and(|status| status.success()))
+}
+
+#[tokio::test]
+async fn compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down() {
+    if lacks_compose() {
         return;
     }
     let Some(engine) = Engine::shared("compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down")
@@ -112,6 +144,72 @@ async fn compose_brings_up_three_nodes_and_an_agent_and_takes_all_of_it_down() {
 
     project.compose(&["down", "--volumes"]);
     assert_eq!(project.left(), "");
+}
+
+#[tokio::test]
+async fn compose_replaces_a_node_whose_volume_is_lost_and_recovers_from_the_last_volume() {
+    if lacks_compose() {
+        return;
+    }
+    let Some(engine) =
+        Engine::shared("compose_replaces_a_node_whose_volume_is_lost_and_recovers_from_the_last_volume")
+    else {
+        return;
+    };
+    image::build(&engine.host);
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(deploy(""), folder.path().join("deploy")).unwrap();
+    let project = Project {
+        engine,
+        cluster: cluster_folder(folder.path(), &nodes()),
+        // As it is called in the manual.
+        name: "compose".to_owned(),
+    };
+    project.compose(&["up", "--detach", "node-1", "node-2", "node-3"]);
+    let node = project.container("node-1");
+    let old = served(engine, &node, 3).await;
+    // All members have said what they know some seconds after the first start.
+    eventually("a cluster that lets nodes join", || async {
+        regent(engine, &node, &["cluster", "add"]).ok()
+    })
+    .await;
+    agent(engine, &node, "docker", &project.cluster);
+
+    lost(&project, "node-3");
+    project.manual(1);
+    votes(engine, &node, 4).await;
+    project.manual(2);
+    let replaced = members(engine, &node, &[1, 2, 4]).await;
+    assert_eq!(replaced["clusterId"], old["clusterId"]);
+    assert_eq!(
+        project.container("node-3"),
+        "",
+        "the lost one is not started again"
+    );
+
+    // One volume is left.
+    lost(&project, "node-2");
+    let label = "label=com.docker.compose.service=node-4";
+    engine.docker(&["rm", "--force", &engine.docker(&["ps", "-q", "--filter", label])]);
+    engine.docker(&["volume", "rm", "compose_node-4"]);
+    project.manual(3);
+    let node = project.container("node-1");
+    let recovered = members(engine, &node, &[1]).await;
+    assert_ne!(recovered["clusterId"], old["clusterId"]);
+    by_tls_only(engine, &node);
+    regent(engine, &node, &["agent", "get", "docker"]).unwrap();
+
+    project.compose(&["down", "--volumes", "--remove-orphans"]);
+    engine.docker(&["volume", "rm", "compose_recovered"]);
+}
+
+/// Takes a node's container and its volume away, as a failed disk does.
+fn lost(project: &Project<'_>, node: &str) {
+    let container = project.container(node);
+    project.engine.docker(&["rm", "--force", &container]);
+    project
+        .engine
+        .docker(&["volume", "rm", &format!("{}_{node}", project.name)]);
 }
 
 /// On the machine, a client that trusts the cluster's CA is served, and one that speaks plain text is refused.

@@ -49,6 +49,21 @@ pub(crate) fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
 }
 
+/// The commands of the manual's section, by their number in it.
+pub(crate) fn manual(section: &str, number: usize) -> String {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let (_, section) = manual.split_once(&format!("\n{section}\n")).unwrap();
+    let section = section.split("\n#").next().unwrap().trim_start_matches('\n');
+    let commands = |part: &&str| part.lines().all(|line| line.starts_with("    "));
+    section
+        .split("\n\n")
+        .filter(commands)
+        .nth(number)
+        .unwrap()
+        .to_owned()
+}
+
 /// Makes the cluster's folder by the command of the manual, or new certificates in it; and the agent's, beside those of the
 /// nodes. `nodes` are the values of `--node`.
 pub(crate) fn cluster_folder(root: &Path, nodes: &[String]) -> PathBuf {
@@ -70,7 +85,9 @@ pub(crate) fn cluster_folder(root: &Path, nodes: &[String]) -> PathBuf {
         .unwrap();
     assert!(made.status.success(), "{made:?}");
     std::fs::copy(cluster.join("ca/ca.pem"), agent.join("ca.pem")).unwrap();
-    for folder in ["node-1", "node-2", "node-3", "agent"].map(|folder| cluster.join(folder)) {
+    let ids = nodes.iter().filter_map(|node| node.split('=').next());
+    let folders = ids.map(|id| cluster.join(format!("node-{id}")));
+    for folder in folders.chain([agent]) {
         for entry in std::fs::read_dir(&folder).unwrap() {
             own(&entry.unwrap().path());
         }
@@ -131,6 +148,29 @@ pub(crate) async fn served(engine: &Engine, container: &str, members: usize) -> 
         let reached = cluster["members"].as_array()?.iter();
         let reached = reached.filter(|member| member["reachable"] == true).count();
         (reached == members && cluster["leader"].is_u64()).then_some(cluster)
+    })
+    .await
+}
+
+/// Waits until this member has a vote.
+pub(crate) async fn votes(engine: &Engine, container: &str, member: u64) {
+    eventually("a member's vote", || async {
+        let cluster = json(engine, container, &["cluster", "status"]).ok()?;
+        let mut members = cluster["members"].as_array()?.iter();
+        members
+            .any(|one| one["id"] == member && one["voter"] == true)
+            .then_some(())
+    })
+    .await;
+}
+
+/// Waits until these are the members, and all are reached; the cluster as that node tells it.
+pub(crate) async fn members(engine: &Engine, container: &str, ids: &[u64]) -> Value {
+    eventually("the members that are to be", || async {
+        let cluster = served(engine, container, ids.len()).await;
+        let members = cluster["members"].as_array()?.iter();
+        let are: Vec<u64> = members.filter_map(|member| member["id"].as_u64()).collect();
+        (are == ids).then_some(cluster)
     })
     .await
 }

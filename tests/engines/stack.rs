@@ -9,7 +9,9 @@ use serde_json::Value;
 use crate::compose::{agent, ended, running};
 use crate::engine::Engine;
 use crate::harness::eventually;
-use crate::image::{self, by_tls_only, cluster_folder, deploy, group_of, json, nodes, served};
+use crate::image::{
+    self, by_tls_only, cluster_folder, deploy, group_of, json, members, nodes, regent, secret, served, votes,
+};
 
 /// As `docker stack deploy` is typed, with these variables beside those that all of it needs.
 fn deployed(engine: &Engine, cluster: &Path, files: &[&str], variables: &[(&str, &str)]) {
@@ -133,5 +135,26 @@ async fn fault_4_the_swarm_stack_elects_one_leader_and_another_when_it_is_killed
     let secrets = engine.docker(&["service", "inspect", "regent_node-2"]);
     assert!(secrets.contains("regent-node-2-key.2"), "{secrets}");
     by_tls_only(&engine, &node);
+
+    replaced(&engine, &node, &machine, folder.path()).await;
     engine.docker(&["stack", "rm", "regent"]);
+}
+
+/// Node 3 is lost with its volume, and node 4 takes its place.
+async fn replaced(engine: &Engine, node: &str, machine: &str, folder: &Path) {
+    let lost = container(engine, "node-3").await;
+    let cluster = cluster_folder(folder, &["4=node-4".to_owned()]);
+    let token = regent(engine, node, &["cluster", "add"]).unwrap();
+    secret(&cluster.join("node-4/join"), &token);
+    engine.docker(&["node", "update", "--label-add", "regent.node-4=yes", machine]);
+    let all = ["swarm/stack.yaml", "swarm/join.yaml", "swarm/agent.yaml"];
+    deployed(engine, &cluster, &all, &[("REGENT_NODE_2_FILES", "2")]);
+    eventually("the end of the lost node's task", || async {
+        let running = engine.docker(&["ps", "-q", "--no-trunc"]);
+        (!running.contains(&lost)).then_some(())
+    })
+    .await;
+    votes(engine, node, 4).await;
+    regent(engine, node, &["cluster", "remove", "3"]).unwrap();
+    members(engine, node, &[1, 2, 4]).await;
 }

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use serde_json::Value;
 
 use crate::harness::{REGENT, eventually, lacks};
-use crate::image::deploy;
+use crate::image::{deploy, manual};
 
 /// As root, where the manual's commands find the program and `deploy`. Its files are right for the addresses in them.
 const PRELUDE: &str = "cd /tmp
@@ -15,21 +15,6 @@ export PATH=$PATH:/usr/local/bin HOME=/tmp REGENT_URL=https://10.0.0.1:8000 REGE
 [ ! -e cluster ] || export REGENT_TOKEN=$(cat cluster/admin.token)
 editor() { test -f $1; }
 ";
-
-/// The commands of the manual's section, by their number in it.
-fn manual(section: &str, number: usize) -> String {
-    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let manual = std::fs::read_to_string(manual).unwrap();
-    let (_, section) = manual.split_once(&format!("\n{section}\n")).unwrap();
-    let section = section.split("\n#").next().unwrap();
-    let commands = |part: &&str| part.lines().all(|line| line.starts_with("    "));
-    section
-        .split("\n\n")
-        .filter(commands)
-        .nth(number)
-        .unwrap()
-        .to_owned()
-}
 
 /// A machine with a systemd of its own, which ends with this.
 struct Machine {
@@ -223,12 +208,51 @@ async fn a_node_and_an_agent_are_services_of_systemd() {
     })
     .await;
 
-    for unit in ["regent-agent@one", "regent"] {
+    recovered(&machine);
+    for unit in ["regent-agent@one", "regent-4", "regent"] {
         machine.sh(&format!("systemctl stop {unit}"));
         assert_eq!(machine.says(unit, "ActiveState"), "inactive");
         assert_eq!(machine.says(unit, "Result"), "success");
         assert_eq!(machine.says(unit, "ExecMainStatus"), "0");
     }
+}
+
+/// The folder that is left becomes a new cluster by the commands of the manual, under the same unit, with what was in it.
+fn recovered(machine: &Machine) {
+    let old = machine.json("cluster status");
+    // As the file of a node that had others.
+    machine.sh("printf '2 = \"10.0.0.2:7000\"\\n3 = \"10.0.0.3:7000\"\\n' >> /etc/regent/node.toml");
+    let commands = manual("### Three in the morning, with systemd", 0);
+    machine.sh(&format!("editor() {{ sed -i '/^[23] = /d' $1; }}\n{commands}"));
+    assert_eq!(machine.says("regent", "ActiveState"), "active");
+    assert_eq!(machine.sh("stat -c '%U %a' /var/lib/regent"), "regent 700");
+    let new = machine.json("cluster status");
+    assert_ne!(new["clusterId"], old["clusterId"]);
+    assert_eq!(new["formerClusterIds"][0], old["clusterId"]);
+    assert_eq!(machine.json("agent get one")["agentId"], "one");
+    // Another node joins. It is on this machine too, so its folders and its unit have another name.
+    machine.sh(&manual("### Three in the morning, with systemd", 1));
+    assert_eq!(machine.sh("stat -c %a cluster/node-4/join"), "600");
+    let join = manual("### Three in the morning, with systemd", 2);
+    machine.sh(&format!(
+        "sed 's/^node-id.*/node-id = 4/; s/10.0.0.1/10.0.0.2/; /^# The same/,$d' deploy/systemd/node.toml > node-4.toml
+cat >> node-4.toml << END
+{join}
+END
+sed -i 's:/regent:/regent-4:' node-4.toml
+install -d -o regent -g regent -m 0700 /etc/regent-4
+install -o regent -g regent -m 0600 cluster/node-4/* /etc/regent-4/
+install -o regent -g regent -m 0600 node-4.toml /etc/regent-4/node.toml
+sed 's:/etc/regent/:/etc/regent-4/:; s:^StateDirectory=regent:&-4:' deploy/systemd/regent.service \
+    > /etc/systemd/system/regent-4.service
+systemctl daemon-reload
+systemctl start regent-4"
+    ));
+    let joined = machine.json("cluster status");
+    assert_eq!(
+        (&joined["members"][0]["id"], &joined["members"][1]["id"]),
+        (&1.into(), &4.into())
+    );
 }
 
 /// The token of the agent's leader, once it is newer than this.
