@@ -8,14 +8,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use regent_client::{Client, Trust};
-use regent_types::AgentId;
 use regent_types::session::SessionState;
+use regent_types::{AgentId, NodeId};
 use serde_json::{Value, json};
 
 use crate::harness::{eventually, lacks, session_state};
 use crate::image::{self, ADMIN, deploy, sleeper};
 
 const NODES: [&str; 3] = ["regent-0", "regent-1", "regent-2"];
+/// The pod of `deploy/kubernetes-join`.
+const JOINER: &str = "regent-4-0";
 
 /// The namespace that `deploy/kubernetes` names, removed with the test.
 struct Installed {
@@ -49,6 +51,12 @@ impl Installed {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Applies what [`over`] made.
+    fn apply(&self, folder: &Path, part: &str) {
+        let over = folder.join(format!("{part}-over"));
+        self.kubectl(&["apply", "-k", over.to_str().unwrap()]);
+    }
+
     fn get(&self, what: &str) -> Value {
         serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).unwrap()
     }
@@ -56,7 +64,8 @@ impl Installed {
     /// A Service for each node, whose addresses stand in for the names that a cluster's DNS would give; as
     /// `hostAliases` of a pod.
     fn names(&self) -> Value {
-        let aliases = NODES.map(|name| {
+        let names = NODES.iter().chain([&JOINER]);
+        let aliases = names.map(|name| {
             let service = json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
                 "spec": {
@@ -68,7 +77,7 @@ impl Installed {
             let address = self.get(&format!("service/{name}"))["spec"]["clusterIP"].clone();
             json!({ "ip": address, "hostnames": [format!("{name}.regent")] })
         });
-        json!(aliases)
+        json!(aliases.collect::<Vec<_>>())
     }
 
     /// The Service of the clients, and its address.
@@ -126,7 +135,12 @@ impl Installed {
 impl Drop for Installed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for what in [&["get", "all"][..], &["describe", "pods"], &["logs", "regent-0"]] {
+            for what in [
+                &["get", "all"][..],
+                &["describe", "pods"],
+                &["logs", "regent-0"],
+                &["logs", JOINER],
+            ] {
                 eprintln!("{}", String::from_utf8_lossy(&self.command(what, "").stdout));
             }
         }
@@ -136,48 +150,66 @@ impl Drop for Installed {
 
 /// `deploy/kubernetes-before-1.21` with what this cluster needs put over it.
 fn overlay(folder: &Path, aliases: &Value) {
-    for part in ["kubernetes", "kubernetes-before-1.21"] {
-        let copied = Command::new("cp")
-            .arg("-r")
-            .arg(deploy(part))
-            .arg(folder)
-            .status();
-        assert!(copied.unwrap().success());
-    }
-    let over = folder.join("over");
-    std::fs::create_dir(&over).unwrap();
-    let patch = |name: &str, patch: Value| std::fs::write(over.join(name), patch.to_string()).unwrap();
-    patch(
-        "nodes.json",
-        json!([
-            { "op": "remove", "path": "/spec/template/spec/affinity" },
-            { "op": "add", "path": "/spec/template/spec/hostAliases", "value": aliases },
-            { "op": "replace", "path": "/spec/volumeClaimTemplates/0/spec/resources/requests/storage", "value": "1Gi" }
-        ]),
-    );
     let argument =
         |text: &str| json!({ "op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": text });
-    patch(
-        "agent.json",
-        json!([
-            { "op": "add", "path": "/spec/template/spec/hostAliases", "value": aliases },
-            argument("--kubernetes-home-size=1Gi"),
-            // The image of the tests names no user.
-            argument("--kubernetes-run-as-user=1000")
-        ]),
+    let agent = json!([
+        named(aliases),
+        argument("--kubernetes-home-size=1Gi"),
+        // The image of the tests names no user.
+        argument("--kubernetes-run-as-user=1000")
+    ]);
+    copy(folder, "kubernetes");
+    over(
+        folder,
+        "kubernetes-before-1.21",
+        &[
+            ("StatefulSet", "regent", node(aliases)),
+            ("Deployment", "regent-agent", agent),
+        ],
     );
-    let target = |kind: &str, name: &str, path: &str| {
-        json!({
-            "target": { "group": "apps", "version": "v1", "kind": kind, "name": name, "namespace": "regent" },
-            "path": path
+}
+
+/// What nodes need here.
+fn node(aliases: &Value) -> Value {
+    json!([
+        named(aliases),
+        { "op": "remove", "path": "/spec/template/spec/affinity" },
+        { "op": "replace", "path": "/spec/volumeClaimTemplates/0/spec/resources/requests/storage", "value": "1Gi" }
+    ])
+}
+
+fn named(aliases: &Value) -> Value {
+    json!({ "op": "add", "path": "/spec/template/spec/hostAliases", "value": aliases })
+}
+
+fn copy(folder: &Path, part: &str) {
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(deploy(part))
+        .arg(folder)
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+/// A part of `deploy/` with patches, each for the object of this kind and name.
+fn over(folder: &Path, part: &str, patches: &[(&str, &str, Value)]) {
+    copy(folder, part);
+    let over = folder.join(format!("{part}-over"));
+    std::fs::create_dir(&over).unwrap();
+    let patches: Vec<Value> = patches
+        .iter()
+        .map(|(kind, name, patch)| {
+            let path = format!("{name}.json");
+            std::fs::write(over.join(&path), patch.to_string()).unwrap();
+            json!({
+                "target": { "group": "apps", "version": "v1", "kind": kind, "name": name, "namespace": "regent" },
+                "path": path
+            })
         })
-    };
+        .collect();
     let kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "bases": ["../kubernetes-before-1.21"],
-        "patchesJson6902": [
-            target("StatefulSet", "regent", "nodes.json"), target("Deployment", "regent-agent", "agent.json")
-        ]
+        "bases": [format!("../{part}")], "patchesJson6902": patches
     });
     std::fs::write(over.join("kustomization.yaml"), kustomization.to_string()).unwrap();
 }
@@ -195,10 +227,11 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
     };
     let folder = tempfile::tempdir().unwrap();
     installed.kubectl(&["create", "namespace", "regent"]);
-    overlay(folder.path(), &installed.names());
-    installed.kubectl(&["apply", "-k", folder.path().join("over").to_str().unwrap()]);
+    let mut aliases = installed.names();
+    overlay(folder.path(), &aliases);
+    installed.apply(folder.path(), "kubernetes-before-1.21");
     // The pods have waited for their secrets. Without DNS a client out here calls the Service by its address.
-    let hosts = format!("regent-api,{}", installed.api());
+    let hosts = format!("regent-api,regent-api.regent,{}", installed.api());
     let nodes: Vec<String> = NODES
         .iter()
         .zip(1..)
@@ -227,14 +260,17 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
     let register = serde_json::from_value(json!({ "agentId": id, "platform": "kubernetes" })).unwrap();
     client.register_agent(&register).await.unwrap();
     let token = client.create_agent_token(&id).await.unwrap().token.unwrap();
-    installed.kubectl(&[
-        "create",
-        "secret",
-        "generic",
-        "regent-agent",
-        &format!("--from-literal=token={token}"),
-        &format!("--from-file={}", ca.display()),
-    ]);
+    installed.with_input(
+        &[
+            "create",
+            "secret",
+            "generic",
+            "regent-agent",
+            "--from-file=token=/dev/stdin",
+            &format!("--from-file={}", ca.display()),
+        ],
+        &format!("{token}\n"),
+    );
     eventually("three replicas of the agent, one of which leads", || async {
         let agent = client.agent(&id).await.ok()?;
         let leaders = agent.replicas.iter().filter(|replica| replica.leader).count();
@@ -282,6 +318,45 @@ async fn kubernetes_the_manifests_bring_up_three_nodes_and_an_agent_and_a_lost_n
     }
     assert_eq!(installed.ready().await, after);
     client.cluster().await.unwrap();
+
+    // A claim is lost: another node takes the place of its node.
+    installed.kubectl(&["scale", "statefulset/regent", "--replicas=2"]);
+    let lost = ["delete", "pvc/data-regent-2"];
+    installed.kubectl(&lost);
+    image::cluster_folder(folder.path(), &[format!("4={JOINER}.regent,{hosts}")]);
+    let file = |kind: &str| cluster.join(format!("node-4/node.{kind}")).display().to_string();
+    let (cert, key) = (
+        format!("--cert={}", file("pem")),
+        format!("--key={}", file("key")),
+    );
+    installed.kubectl(&["create", "secret", "tls", "regent-4", &cert, &key]);
+    let wish = serde_json::from_value(json!({ "join": "node", "expiresIn": "10m" })).unwrap();
+    let token = client.create_token(&wish).await.unwrap().token.unwrap();
+    let secret = [
+        "create",
+        "secret",
+        "generic",
+        "regent-4-join",
+        "--from-file=join=/dev/stdin",
+    ];
+    installed.with_input(&secret, &token);
+    let names = aliases.as_array_mut().expect("they are a list");
+    names.push(json!({ "ip": installed.api(), "hostnames": ["regent-api.regent"] }));
+    over(
+        folder.path(),
+        "kubernetes-join",
+        &[("StatefulSet", "regent-4", node(&aliases))],
+    );
+    installed.apply(folder.path(), "kubernetes-join");
+    eventually("the vote of the node in its place", || async {
+        let cluster = client.cluster().await.ok()?;
+        let mut members = cluster.members.iter();
+        members
+            .any(|member| member.id == NodeId(4) && member.voter)
+            .then_some(())
+    })
+    .await;
+    client.remove_member(NodeId(3)).await.unwrap();
 
     for session in [&session.name, &second.name] {
         client.stop_session(session).await.unwrap();
