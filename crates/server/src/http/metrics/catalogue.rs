@@ -410,6 +410,9 @@ pub(super) fn register() {
     for outcome in OUTCOMES {
         metrics::counter!("regent_raft_proposals_total", "outcome" => outcome).increment(0);
     }
+    for outcome in ["done", "failed"] {
+        metrics::counter!("regent_backups_total", "outcome" => outcome).increment(0);
+    }
 }
 
 #[cfg(test)]
