@@ -52,9 +52,9 @@ impl Default for Description {
 }
 
 impl Description {
-    /// Of this process, with its data in that folder.
-    pub(crate) fn own(data: &Path) -> Self {
-        let disk = rustix::fs::statvfs(data).ok();
+    /// Of this process, with its data in that folder, or on no disk at all.
+    pub(crate) fn own(data: Option<&Path>) -> Self {
+        let disk = data.and_then(|data| rustix::fs::statvfs(data).ok());
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             supports: FEATURE_LEVEL,
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_node_knows_its_disk() {
-        let own = Description::own(Path::new("."));
+        let own = Description::own(Some(Path::new(".")));
         assert!(own.disk_total > Some(0) && own.disk_free <= own.disk_total);
         assert_eq!(serde_json::from_str::<Description>(&own.text()).unwrap(), own);
     }

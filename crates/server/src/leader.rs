@@ -10,7 +10,7 @@
 //! round. So a deposed leader that does not know it yet renews nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -156,8 +156,10 @@ async fn promote(node: &Node, id: NodeId, deadline: Instant) -> Result<Answer, R
 
 impl Leader {
     /// Once, when the node is started.
-    pub(crate) fn attach(&self, node: Node, data: PathBuf) {
-        self.data.get_or_init(|| data);
+    pub(crate) fn attach(&self, node: Node, data: Option<PathBuf>) {
+        if let Some(data) = data {
+            self.data.get_or_init(|| data);
+        }
         assert!(
             self.node.set(node).is_ok(),
             "a leader is attached to its node once"
@@ -184,7 +186,7 @@ impl Leader {
             return self.renew(leadership, &leases);
         }
         if let Ask::Describe = ask {
-            let data = self.data.get().map_or(Path::new("."), PathBuf::as_path);
+            let data = self.data.get().map(PathBuf::as_path);
             return Ok(Answer::Described(Description::own(data).text()));
         }
         if let Ask::Promote(id) = ask {

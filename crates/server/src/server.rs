@@ -106,7 +106,11 @@ impl Server {
             storage,
         };
         let node = Node::start(raft, Arc::new(peer::Service::new(leader.clone()))).await?;
-        leader.attach(node.clone(), options.data.clone());
+        // A simulated machine's disk is in memory, and the room on the real one is nothing that it may know.
+        leader.attach(
+            node.clone(),
+            options.memory.is_none().then(|| options.data.clone()),
+        );
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
